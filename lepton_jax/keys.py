@@ -1,0 +1,38 @@
+"""Where randomness comes from: a run has one key, a step folds in its number, an example its global index.
+
+Nothing else is drawn from, so a draw depends on (seed, step, example, purpose) and not on the mesh, the
+microbatch or the worker that happened to compute it.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from lepton_jax.types import Batch, Key
+
+
+def named(key: Key, name: str) -> Key:
+    """`key`, set apart for one purpose; works on a scalar key and on an array of keys."""
+    number = zlib.crc32(name.encode())
+    fold = jax.random.fold_in
+    for _ in range(key.ndim):
+        fold = jax.vmap(fold, in_axes=(0, None))
+    return fold(key, number)
+
+
+def size(batch: Batch) -> int:
+    """The number of examples in a batch, padding included."""
+    return jax.tree.leaves(dict(batch))[0].shape[0]
+
+
+def index(batch: Batch) -> Int[Array, " batch"]:
+    """The global index of each example; its position in the batch where the batch does not say."""
+    given = batch.get("index")
+    return jnp.arange(size(batch)) if given is None else given
+
+
+def per_example(key: Key, batch: Batch, name: str) -> Key:
+    """One key per example ([batch]), for one purpose: fold_in(named(step key), global index)."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(named(key, name), index(batch))

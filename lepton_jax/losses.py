@@ -1,0 +1,109 @@
+"""Losses: Model -> Loss, and Loss -> Loss through the batch or through the parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from lepton_jax import keys
+from lepton_jax.types import Aux, Batch, Loss, Mean, Model, View
+
+Criterion = Callable[[Any, Any], Float[Array, " batch"]]
+"""(outputs, labels) -> one loss per example."""
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> Criterion:
+    """Softmax cross-entropy of logits [batch, classes] with labels [batch] (integers) or [batch, classes].
+
+    Label smoothing moves that share of each label to the uniform distribution (Szegedy et al. 2015,
+    https://arxiv.org/abs/1512.00567).
+    """
+
+    def criterion(
+        outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"] | Float[Array, "batch classes"]
+    ) -> Float[Array, " batch"]:
+        targets = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) if labels.ndim == 1 else labels
+        return optax.softmax_cross_entropy(outputs, optax.smooth_labels(targets, label_smoothing))
+
+    return criterion
+
+
+def squared_error(outputs: Float[Array, "batch *outputs"], labels: Array) -> Float[Array, " batch"]:
+    """The squared error of each example, averaged over its outputs."""
+    errors = jnp.square(outputs - labels.reshape(outputs.shape))
+    return errors.reshape(errors.shape[0], -1).mean(axis=1)
+
+
+def supervised(model: Model, criterion: Criterion) -> Loss:
+    """A model and a criterion as a Loss over batches of "input" and "label".
+
+    Outputs are widened to at least float32 before the criterion. Examples count by the batch's "weight",
+    each as 1 where there is none. The model's moved collections return in `stats["model"]`.
+    """
+
+    def loss(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        example_keys = keys.per_example(key, batch, "model")
+        variables = {"params": params, **stats.get("model", {})}
+        outputs, moved = model.apply(variables, batch["input"], True, example_keys)
+        losses = criterion(at_least_float32(outputs), batch["label"])
+        weight = batch["weight"] if "weight" in batch else jnp.ones_like(losses)
+        # where, not *: a padded row may hold anything, NaN included
+        total = jnp.sum(jnp.where(weight == 0, 0, losses * weight))
+        return Mean(total, jnp.sum(weight)), Aux({**stats, "model": moved} if moved else stats, {})
+
+    return loss
+
+
+def at_least_float32(outputs: Any) -> Any:
+    """Floating outputs in float32 or wider, where sums and exponentials are safe."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), outputs)
+
+
+def augmented(loss: Loss, augment: Callable[[Any, Array], Array]) -> Loss:
+    """The same loss on augmented inputs: `augment(key, input)` per example, inside the trace.
+
+    Each example draws from its own key, by step and global index.
+    """
+
+    def augmented_loss(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        inputs = jax.vmap(augment)(keys.per_example(key, batch, "augment"), batch["input"])
+        return loss(params, stats, {**batch, "input": inputs}, key)
+
+    return augmented_loss
+
+
+def through(loss: Loss, view: View) -> Loss:
+    """The same loss of viewed parameters: precision, masks, fake quantization and LoRA are views.
+
+    The gradient flows back through the view to the parameters themselves.
+    """
+
+    def viewed_loss(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        return loss(view(params), stats, batch, key)
+
+    return viewed_loss
+
+
+def rematerialized(loss: Loss, policy: str) -> Loss:
+    """The same loss, keeping fewer activations for the gradient and computing the rest again.
+
+    policy: "blocks" keeps what the models tag as a block's output; any other is a name in
+    `jax.checkpoint_policies` ("nothing_saveable", "dots_saveable" ...). Chen et al. 2016,
+    https://arxiv.org/abs/1604.06174. Raises InputError for an unknown policy.
+    """
+    return jax.checkpoint(loss, policy=remat_policy(policy))
+
+
+def remat_policy(name: str) -> Callable[..., Any]:
+    """The checkpoint policy of that name. Raises InputError."""
+    from lepton_jax.errors import unknown
+
+    ready = ("everything_saveable", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
+    if name == "blocks":
+        return jax.checkpoint_policies.save_only_these_names("block")
+    if name not in ready:
+        raise unknown("rematerialization policy", name, ("blocks", *ready))
+    return getattr(jax.checkpoint_policies, name)

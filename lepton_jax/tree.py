@@ -1,0 +1,84 @@
+"""Arithmetic, norms and paths over parameter trees."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from lepton_jax.errors import InputError
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path as the public name of a weight: `stage1/block0/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The names of all leaves, in tree order."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` where `function` gets the leaf's name first."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def select(pattern: str, tree: PyTree) -> PyTree:
+    """A tree of booleans, True where the leaf's name matches `pattern` (re.search).
+
+    Raises InputError where nothing matches: a rule that does nothing is a mistake.
+    """
+    mask = map_named(lambda name, _: re.search(pattern, name) is not None, tree)
+    if not any(jax.tree.leaves(mask)):
+        some = ", ".join(paths(tree)[:4])
+        raise InputError(f"the pattern {pattern!r} matches no leaf of the tree", f"leaves are named like: {some}")
+    return mask
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Floating-point leaves in `dtype`; all others (counts, keys, masks) as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, tree)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is an array of floating-point numbers."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Leaf by leaf, a + b."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def scale(tree: PyTree, factor: Any) -> PyTree:
+    """Leaf by leaf, factor * leaf, in the leaf's dtype."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
+    """`a` where the scalar condition holds, else `b`; keys included."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """The Euclidean norm of all leaves together, accumulated in at least float32."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+def is_finite(tree: PyTree) -> Array:
+    """A boolean scalar: no NaN and no infinity in any leaf."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def count(tree: PyTree) -> int:
+    """The number of numbers in all leaves."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+    """The bytes that all leaves take."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

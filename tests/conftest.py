@@ -1,0 +1,41 @@
+"""Eight simulated devices, warnings as errors, shapes checked at run time: strict from the first test on."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook("lepton_jax", "beartype.beartype")
+_hook.__enter__()
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+cache = pathlib.Path(tempfile.gettempdir()) / f"lepton-jax-cache-{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", os.environ.get("LEPTON_TEST_CACHE", str(cache)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run the long forms (minutes to hours)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="a long form: scripts/test --long")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def float64():
+    """Run one test in double precision, the proof free of rounding's chaos."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
