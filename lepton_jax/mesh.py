@@ -4,13 +4,13 @@ One rule places the whole of a TrainState: an optimizer's moments, an average of
 copy carry the parameter's path as the end of their own, so a rule that matches the weight matches them too.
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
@@ -29,7 +29,7 @@ def parse(text: str) -> dict[str, int]:
         axes = {"data": int(match[1]), "model": int(match[2])}
     elif re.fullmatch(r"\w+=\d+(,\w+=\d+)*", text):
         pairs = [part.split("=") for part in text.split(",")]
-        axes = {name: int(size) for name, size in pairs}
+        axes = {name: int(number) for name, number in pairs}
         if len(axes) < len(pairs):
             raise InputError(f"the mesh {text!r} names an axis twice", "name each axis once, as in data=4,fsdp=2")
     else:
@@ -41,6 +41,11 @@ def parse(text: str) -> dict[str, int]:
     return axes
 
 
+def size(axes: Mapping[str, int]) -> int:
+    """The number of devices that the axes take."""
+    return math.prod(axes.values())
+
+
 def simulate(devices: int) -> None:
     """Ask for `devices` simulated CPU devices; does nothing for accelerators, or where XLA_FLAGS already asks.
 
@@ -48,6 +53,9 @@ def simulate(devices: int) -> None:
     if there are fewer than asked for.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    asked = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    if asked >= devices:
         return
     try:
         jax.config.update("jax_num_cpu_devices", devices)
@@ -59,10 +67,14 @@ def simulate(devices: int) -> None:
             ) from None
 
 
-def make(axes: Mapping[str, int] | str) -> Mesh:
-    """A Mesh of the first devices, simulated ones where there are only CPUs. Raises InputError if too few."""
+def make(axes: Mapping[str, int] | str | None = None) -> Mesh:
+    """A Mesh of the first devices, simulated ones where there are only CPUs; by default all on the data axis.
+
+    Raises InputError if there are too few.
+    """
+    axes = {"data": jax.device_count(), "model": 1} if axes is None else axes
     axes = parse(axes) if isinstance(axes, str) else axes
-    needed = int(np.prod(list(axes.values())))
+    needed = size(axes)
     simulate(needed)
     devices = jax.devices()
     if len(devices) < needed:
@@ -89,7 +101,7 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 def batch_shards(mesh: Mesh) -> int:
     """The number of pieces into which a batch is split; its size must be a multiple of this."""
-    return int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax import tree
+from lepton_jax.gradients import plain
 from lepton_jax.losses import through
 from lepton_jax.types import Aux, Batch, GradFn, Loss, Mean, Stats
 
@@ -28,28 +29,38 @@ def loss_scale(initial: float = 2.0**15) -> Stats:
     return {"loss_scale": {"scale": jnp.float32(initial), "good_steps": jnp.int32(0)}}
 
 
-def scaled(make_grad_fn: Any, growth_interval: int = 2000) -> Any:
-    """Loss -> GradFn with dynamic loss scaling around another Loss -> GradFn, for float16's narrow range.
+def scaled(loss: Loss, growth_interval: int = 2000) -> GradFn:
+    """Loss -> GradFn like `plain`, with dynamic loss scaling for float16's narrow range.
 
     The loss is multiplied by `stats["loss_scale"]["scale"]` and its gradient divided by it. A gradient with a NaN
-    or infinity halves the scale and counts as no examples (weight 0), which makes no update; `growth_interval`
-    finite gradients in a row double it. Start the stats with `loss_scale()`.
+    or infinity halves the scale and counts as no examples (weight 0), so it moves nothing; `growth_interval`
+    finite gradients in a row double the scale. Start the stats with `loss_scale()`.
     """
 
-    def scaled_grad_fn(loss: Loss) -> GradFn:
-        return lambda params, stats, batch, key: _scaled(
-            make_grad_fn, growth_interval, loss, params, stats, batch, key
-        )
+    def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        scale = stats["loss_scale"]["scale"]
 
-    return scaled_grad_fn
+        def larger(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+            mean, aux = loss(params, stats, batch, key)
+            return Mean(mean.total * scale, mean.weight), aux
+
+        mean, aux = plain(larger)(params, stats, batch, key)
+        mean, metrics = Mean(tree.scale(mean.total, 1 / scale), mean.weight), dict(aux.metrics)
+        metrics["loss"] = Mean(metrics["loss"].total / scale, metrics["loss"].weight)
+        finite = tree.is_finite(mean.total)
+        nothing = jax.tree.map(jnp.zeros_like, (mean, metrics))
+        mean, metrics = tree.where(finite, (mean, metrics), nothing)
+        moved = tree.where(finite, aux.stats, stats)
+        moved["loss_scale"] = _adjusted(stats["loss_scale"], finite, growth_interval)
+        return mean, Aux(moved, {**metrics, "loss_scale": Mean(scale, jnp.ones_like(scale))})
+
+    return gradient
 
 
-def _scaled(make: Any, interval: int, loss: Loss, params: Any, stats: Any, batch: Batch, key: Any) -> Any:
-    state = stats["loss_scale"]
-
-    def larger(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
-        mean, aux = loss(params, stats, batch, key)
-        return Mean(mean.total * state["scale"], mean.weight), aux
-
-    (total, weight), aux = make(larger)(params, stats, batch, key)
-    return total, weight, aux
+def _adjusted(state: Any, finite: Any, growth_interval: int) -> Any:
+    steps = jnp.where(finite, state["good_steps"] + 1, 0)
+    grows = steps >= growth_interval
+    factor = jnp.where(finite, jnp.where(grows, 2.0, 1.0), 0.5)
+    # between 1 and 2^24: below 1 it no longer helps, above it float16 always overflows
+    scale = jnp.clip(state["scale"] * factor, 1.0, 2.0**24).astype(state["scale"].dtype)
+    return {"scale": scale, "good_steps": jnp.where(grows, 0, steps).astype(state["good_steps"].dtype)}

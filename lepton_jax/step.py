@@ -1,0 +1,91 @@
+"""The update: GradFn x optax -> Step, and Step -> Step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from lepton_jax import keys, mesh as meshes, tree
+from lepton_jax.types import Batch, GradFn, Key, Mean, Metrics, Model, Rule, Step, TrainState
+
+
+def initial(model: Model, optimizer: optax.GradientTransformation, key: Key, inputs: Any, **stats: Any) -> TrainState:
+    """The TrainState before the first step.
+
+    inputs: one batch of model inputs, arrays or ShapeDtypeStructs. stats: the entries of techniques that own
+    state, `loss_scale=...` say. Parameters are drawn on one device, so they are the same bits on every mesh.
+    """
+
+    def build(key: Key) -> TrainState:
+        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+        variables = dict(model.init(keys.named(key, "init"), example))
+        params = variables.pop("params")
+        state = {"model": variables} if variables else {}
+        return TrainState(jnp.int32(0), params, {**state, **stats}, optimizer.init(params), keys.named(key, "run"))
+
+    return jax.jit(build)(key)
+
+
+def descend(grad_fn: GradFn, optimizer: optax.GradientTransformation) -> Step:
+    """One update of the parameters along the mean gradient.
+
+    The key of the step is fold_in(state.key, state.step). The optimizer may look at the mean loss as `value`
+    (optax's name). A gradient of weight 0, from no examples, leaves parameters and optimizer as they were.
+    """
+    transform = optax.with_extra_args_support(optimizer)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        mean, aux = grad_fn(state.params, state.stats, batch, key)
+        gradient = mean.value()
+        extra = {"value": aux.metrics["loss"].value()} if "loss" in aux.metrics else {}
+        updates, opt_state = transform.update(gradient, state.opt_state, state.params, **extra)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = tree.where(mean.weight == 0, (state.params, state.opt_state), (params, opt_state))
+        norm = tree.norm(gradient)
+        metrics = {**aux.metrics, "gradient_norm": Mean(norm, jnp.ones_like(norm))}
+        return TrainState(state.step + 1, params, aux.stats, opt_state, state.key), metrics
+
+    return step
+
+
+def averaged(step: Step, decay: float) -> Step:
+    """The same step, with an exponential moving average of the parameters in `stats["ema"]`.
+
+    Start it with `ema(params)`. Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
+    """
+
+    def averaged_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        after, metrics = step(state, batch)
+        # early steps average over what there is, so a short run is not stuck at its random start
+        rate = jnp.maximum(1 - decay, 1 / (after.step + 1))
+        ema = jax.tree.map(lambda mean, x: mean + rate.astype(x.dtype) * (x - mean), state.stats["ema"], after.params)
+        return after._replace(stats={**after.stats, "ema": ema}), metrics
+
+    return averaged_step
+
+
+def place(state: TrainState, mesh: Mesh, rules: Sequence[Rule] = ()) -> TrainState:
+    """The state over the mesh: see `mesh.shardings`."""
+    return jax.device_put(state, meshes.shardings(state, mesh, rules))
+
+
+def compile(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
+    """The step compiled ahead of time for states and batches like these (arrays or shapes); donates the state.
+
+    Metrics come back whole on every device. Calling it with other shapes raises, so nothing recompiles unseen.
+    """
+    lie = meshes.shardings(state, mesh, rules)
+    rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
+    jitted = jax.jit(step, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        return jitted.lower(shapes(state), shapes(dict(batch))).compile()
+
+
+def shapes(arrays: PyTree) -> PyTree:
+    """Arrays as shapes and dtypes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
