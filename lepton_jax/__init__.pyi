@@ -3,6 +3,7 @@ from . import checkpoint as checkpoint
 from . import cli as cli
 from . import data as data
 from . import evaluate as evaluate
+from . import experiment as experiment
 from . import gradients as gradients
 from . import keys as keys
 from . import losses as losses
@@ -12,6 +13,7 @@ from . import models as models
 from . import optimizers as optimizers
 from . import precision as precision
 from . import report as report
+from . import runs as runs
 from . import schedules as schedules
 from . import step as step
 from . import train as train

@@ -58,6 +58,10 @@ class Config:
     """constant, step, exponential, cosine, linear, polynomial, wsd, cyclic, or plateau."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up before the schedule."""
+    gamma: float | None = None
+    """Factor of the step and exponential schedules."""
+    step_size: int | None = None
+    """Epochs between the drops of the step schedule."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 5e-4
@@ -81,10 +85,20 @@ class Config:
 
     def check(self) -> None:
         """Raise InputError for a value that cannot work, before JAX starts and before anything is written."""
-        positive = ("epochs", "batch_size", "eval_batch_size", "microbatches", "log_every", "eval_every", "keep")
+        positive = (
+            "epochs",
+            "batch_size",
+            "eval_batch_size",
+            "microbatches",
+            "log_every",
+            "eval_every",
+            "keep",
+        )
         for name in (*positive, "checkpoint_every"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{flag(name)} {getattr(self, name)} is not positive", f"give {flag(name)} more than 0")
+                raise InputError(
+                    f"{flag(name)} {getattr(self, name)} is not positive", f"give {flag(name)} more than 0"
+                )
         if not 0 <= self.learning_rate < float("inf"):
             problem = f"--learning-rate {self.learning_rate} is not a finite number of at least 0"
             raise InputError(problem, "0.1 is usual for sgd, 0.001 for adamw")
@@ -122,12 +136,16 @@ def parse(config: type[C], presets: Mapping[str, C], arguments: list[str], progr
         raise unknown("preset", name, presets)
     chosen = dataclasses.replace(presets[name], preset=name)
     known = f"presets: {', '.join(presets)}"
-    return tyro.cli(config, default=chosen, args=arguments, prog=program, description=f"{config.__doc__} {known}.")
+    return tyro.cli(
+        config, default=chosen, args=arguments, prog=program, description=f"{config.__doc__} {known}."
+    )
 
 
 def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> None:
     """Parse sys.argv, run `main`, and turn InputErrors into two lines on standard error and exit code 2."""
-    program = f"python -m {main.__globals__['__spec__'].name}" if main.__globals__.get("__spec__") else sys.argv[0]
+    program = (
+        f"python -m {main.__globals__['__spec__'].name}" if main.__globals__.get("__spec__") else sys.argv[0]
+    )
     debug = "--debug" in sys.argv
     try:
         settings = parse(config, presets, sys.argv[1:], program)

@@ -31,11 +31,15 @@ def parse(text: str) -> dict[str, int]:
         pairs = [part.split("=") for part in text.split(",")]
         axes = {name: int(number) for name, number in pairs}
         if len(axes) < len(pairs):
-            raise InputError(f"the mesh {text!r} names an axis twice", "name each axis once, as in data=4,fsdp=2")
+            raise InputError(
+                f"the mesh {text!r} names an axis twice", "name each axis once, as in data=4,fsdp=2"
+            )
     else:
         raise InputError(f"the mesh {text!r} does not parse", "write DATAxMODEL as in 8x1, or data=4,fsdp=2")
     if strangers := set(axes) - set(AXES):
-        raise InputError(f"the mesh {text!r} has an unknown axis {min(strangers)!r}", f"axes are {', '.join(AXES)}")
+        raise InputError(
+            f"the mesh {text!r} has an unknown axis {min(strangers)!r}", f"axes are {', '.join(AXES)}"
+        )
     if min(axes.values()) < 1:
         raise InputError(f"the mesh {text!r} has an axis of size 0", "give every axis a size of at least 1")
     return axes

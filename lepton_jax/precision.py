@@ -57,6 +57,11 @@ def scaled(loss: Loss, growth_interval: int = 2000) -> GradFn:
     return gradient
 
 
+def differentiated(loss: Loss, precision: str) -> tuple[GradFn, Stats]:
+    """The gradient of a loss computed in `precision`, and the stats that it starts from: float16 needs scaling."""
+    return (scaled(loss), loss_scale()) if precision == "float16" else (plain(loss), {})
+
+
 def _adjusted(state: Any, finite: Any, growth_interval: int) -> Any:
     steps = jnp.where(finite, state["good_steps"] + 1, 0)
     grows = steps >= growth_interval

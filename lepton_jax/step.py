@@ -1,6 +1,6 @@
 """The update: GradFn x optax -> Step, and Step -> Step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,22 +10,26 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from lepton_jax import keys, mesh as meshes, tree
-from lepton_jax.types import Batch, GradFn, Key, Mean, Metrics, Model, Rule, Step, TrainState
+from lepton_jax.types import Batch, GradFn, Key, Mean, Metrics, Model, Params, Rule, Step, TrainState
 
 
-def initial(model: Model, optimizer: optax.GradientTransformation, key: Key, inputs: Any, **stats: Any) -> TrainState:
+def initial(
+    model: Model, optimizer: optax.GradientTransformation, key: Key, inputs: Any, **stats: Any
+) -> TrainState:
     """The TrainState before the first step.
 
-    inputs: one batch of model inputs, arrays or ShapeDtypeStructs. stats: the entries of techniques that own
-    state, `loss_scale=...` say. Parameters are drawn on one device, so they are the same bits on every mesh.
+    inputs: one batch of model inputs, arrays or ShapeDtypeStructs. stats: what techniques that own state start
+    from, as arrays or as a function of the parameters: `loss_scale=loss_scale()`, `ema=ema`. Parameters are
+    drawn on one device, so they are the same bits on every mesh.
     """
 
     def build(key: Key) -> TrainState:
         example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
         variables = dict(model.init(keys.named(key, "init"), example))
         params = variables.pop("params")
-        state = {"model": variables} if variables else {}
-        return TrainState(jnp.int32(0), params, {**state, **stats}, optimizer.init(params), keys.named(key, "run"))
+        owned = {name: start(params) if callable(start) else start for name, start in stats.items()}
+        state = {"model": variables, **owned} if variables else owned
+        return TrainState(jnp.int32(0), params, state, optimizer.init(params), keys.named(key, "run"))
 
     return jax.jit(build)(key)
 
@@ -53,17 +57,35 @@ def descend(grad_fn: GradFn, optimizer: optax.GradientTransformation) -> Step:
     return step
 
 
+def observed(step: Step, **watched: Callable[[TrainState], Any]) -> Step:
+    """The same step, with scalars of the state before it among its metrics: `learning_rate=...`."""
+
+    def observed_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        after, metrics = step(state, batch)
+        seen = {name: jnp.asarray(look(state), jnp.float32) for name, look in watched.items()}
+        return after, {**metrics, **{name: Mean(value, jnp.ones_like(value)) for name, value in seen.items()}}
+
+    return observed_step
+
+
+def ema(params: Params) -> Params:
+    """What `averaged` starts from: the parameters themselves."""
+    return params
+
+
 def averaged(step: Step, decay: float) -> Step:
     """The same step, with an exponential moving average of the parameters in `stats["ema"]`.
 
-    Start it with `ema(params)`. Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
+    Start the stats with `ema=ema`. Polyak and Juditsky 1992, https://doi.org/10.1137/0330046.
     """
 
     def averaged_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         after, metrics = step(state, batch)
         # early steps average over what there is, so a short run is not stuck at its random start
         rate = jnp.maximum(1 - decay, 1 / (after.step + 1))
-        ema = jax.tree.map(lambda mean, x: mean + rate.astype(x.dtype) * (x - mean), state.stats["ema"], after.params)
+        ema = jax.tree.map(
+            lambda mean, x: mean + rate.astype(x.dtype) * (x - mean), state.stats["ema"], after.params
+        )
         return after._replace(stats={**after.stats, "ema": ema}), metrics
 
     return averaged_step
@@ -74,14 +96,18 @@ def place(state: TrainState, mesh: Mesh, rules: Sequence[Rule] = ()) -> TrainSta
     return jax.device_put(state, meshes.shardings(state, mesh, rules))
 
 
-def compile(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
+def compile(
+    step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh, rules: Sequence[Rule] = ()
+) -> Any:
     """The step compiled ahead of time for states and batches like these (arrays or shapes); donates the state.
 
     Metrics come back whole on every device. Calling it with other shapes raises, so nothing recompiles unseen.
     """
     lie = meshes.shardings(state, mesh, rules)
     rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
-    jitted = jax.jit(step, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
+    jitted = jax.jit(
+        step, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0
+    )
     with jax.set_mesh(mesh):
         return jitted.lower(shapes(state), shapes(dict(batch))).compile()
 

@@ -8,6 +8,7 @@ A technique is a function that changes exactly one of these arrows and leaves th
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -18,12 +19,16 @@ T = TypeVar("T")
 
 Key = PRNGKeyArray
 Params = PyTree[Array]
-Stats = dict[str, Any]  # one entry per owner: "model", "loss_scale", "ema" ...; each passes on what it does not own
+Stats = dict[
+    str, Any
+]  # one entry per owner: "model", "loss_scale", "ema" ...; each passes on what it does not own
 Batch = Mapping[str, Any]  # arrays whose leading axis is the examples; may hold "weight" and "index"
 Variables = dict[str, Any]  # {"params": ..., and the model's other collections}
 
 
-class Mean(NamedTuple, Generic[T]):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean(Generic[T]):
     """A weighted average that has not been divided yet: `merge` adds, `value` divides once, at the end.
 
     `total` is a tree of arrays, each the sum of weight * quantity; `weight` is the scalar sum of weights.
@@ -88,7 +93,8 @@ class Model(NamedTuple):
     init: (key, inputs) -> variables. `inputs` has a leading batch axis; only shapes and dtypes matter.
     apply: (variables, inputs, train, keys) -> (outputs, stats). `keys` holds one key per example ([batch])
       or is None; what is random inside the model is drawn from them, example by example, so that neither
-      the mesh nor the microbatch changes a draw. `stats` are the model's moved collections, complete, {} if none.
+      the mesh nor the microbatch changes a draw. `stats` are the model's moved collections,
+      complete, {} if none.
     rules: how its parameters lie over a mesh with a "model" axis.
     """
 

@@ -1,0 +1,94 @@
+"""Residual networks for images: He et al. 2015, https://arxiv.org/abs/1512.03385.
+
+python -m experiments.resnet --mesh 8x1
+python -m experiments.resnet --preset cifar10 --data-dir CIFAR
+python -m experiments.resnet --preset imagenet --data-dir IMAGENET --mesh 8x1
+"""
+
+from dataclasses import dataclass
+
+import lepton_jax as lp
+
+
+@dataclass(frozen=True)
+class Config(lp.cli.Config):
+    """Train a residual network on images."""
+
+    depth: int = 8
+    """6n+2 for small images (8, 20, 56 ...); 18, 34, 50 or 101 for the ImageNet family."""
+    crop_padding: int = 1
+    """Pixels of padding before the random crop."""
+    flip: bool = False
+    """Mirror half of the images; wrong for digits."""
+    rotation: float = 10.0
+    """Turn images by up to this many degrees."""
+    jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter; hue gets a quarter of it."""
+
+
+PRESETS = {
+    "digits": Config(epochs=30, batch_size=64, learning_rate=0.1, warmup_epochs=2),
+    "smoke": Config(epochs=2, batch_size=128),
+    "cifar10": Config(
+        data="cifar10",
+        depth=20,
+        epochs=3,
+        batch_size=128,
+        crop_padding=4,
+        flip=True,
+        rotation=0.0,
+        log_every=50,
+    ),
+    "imagenet": Config(
+        data="folder",
+        depth=50,
+        image_size=224,
+        epochs=90,
+        batch_size=256,
+        precision="bfloat16",
+        weight_decay=1e-4,
+        warmup_epochs=5,
+        crop_padding=16,
+        flip=True,
+        rotation=0.0,
+        jitter=0.4,
+        label_smoothing=0.1,
+    ),
+}
+
+
+def main(config: Config) -> "lp.experiment.Result":
+    """Compose the recipe and run it."""
+    dataset = lp.experiment.dataset(config)
+    stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
+    network = lp.models.build(f"resnet{config.depth}", len(dataset.classes))
+    model = lp.models.normalized(network, *lp.data.statistics(dataset.train))
+    criterion = lp.cross_entropy(config.label_smoothing)
+    schedule, optimizer = lp.experiment.optimization(config, stream)
+    augment = [lp.augment.random_crop(dataset.input_shape[0], padding=config.crop_padding)]
+    if config.flip:
+        augment.append(lp.augment.random_horizontal_flip())
+    if config.rotation:
+        augment.append(lp.augment.random_rotation(config.rotation))
+    if config.jitter:
+        augment.append(
+            lp.augment.color_jitter(config.jitter, config.jitter, config.jitter, config.jitter / 4)
+        )
+
+    loss = lp.computed(lp.supervised(model, criterion), config.precision)
+    loss = lp.augmented(loss, lp.augment.compose(*augment))
+    if config.remat:
+        loss = lp.rematerialized(loss, config.remat)
+    gradient, stats = lp.precision.differentiated(loss, config.precision)
+    step = lp.descend(lp.accumulate(gradient, config.microbatches), optimizer)
+    if config.ema:
+        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+
+    recipe = lp.experiment.Recipe(
+        "resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats
+    )
+    return lp.experiment.run(recipe, config)
+
+
+if __name__ == "__main__":
+    lp.cli.run(main, Config, PRESETS)

@@ -1,0 +1,301 @@
+"""A recipe's pieces, arranged into a run: mesh, run directory, resume, screen, loop, result."""
+
+import importlib.metadata
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lepton_jax import checkpoint, data, evaluate, optimizers, report, runs, schedules, train, tree
+from lepton_jax import mesh as meshes
+from lepton_jax import step as steps
+from lepton_jax.cli import Config
+from lepton_jax.errors import InputError
+from lepton_jax.losses import Criterion
+from lepton_jax.optimizers import learning_rate_scale
+from lepton_jax.types import Model, Stats, Step, TrainState
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe has composed. `stats` are the entries that its techniques start from."""
+
+    name: str
+    dataset: data.Dataset
+    stream: data.Stream
+    model: Model
+    criterion: Criterion
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    step: Step
+    stats: Stats = field(default_factory=dict)
+
+
+class Result(NamedTuple):
+    """The end of a run: its final state, the metrics by name ("test/accuracy"), and its directory."""
+
+    state: TrainState
+    metrics: dict[str, float]
+    directory: pathlib.Path
+
+
+def dataset(config: Config) -> data.Dataset:
+    """The data that the flags name, checked. Raises InputError."""
+    loaded = data.load(
+        config.data,
+        config.data_dir,
+        seed=config.seed,
+        image_size=config.image_size,
+        on_bad_image=config.on_bad_image,
+    )
+    data.check(loaded)
+    return loaded
+
+
+class Clock:
+    """Seconds that a run has taken, over all its lives."""
+
+    def __init__(self):
+        self._begun, self._before = time.perf_counter(), 0.0
+
+    def add(self, seconds: float) -> None:
+        self._before += seconds
+
+    def seconds(self) -> float:
+        return round(self._before + time.perf_counter() - self._begun, 3)
+
+
+def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule and the optimizer that the flags name. Raises InputError."""
+    options = {
+        name: getattr(config, name) for name in ("gamma", "step_size") if getattr(config, name) is not None
+    }
+    schedule = schedules.build(
+        config.schedule,
+        config.learning_rate,
+        stream.steps(config.epochs),
+        stream.steps_per_epoch,
+        warmup_steps=stream.steps(config.warmup_epochs),
+        **options,
+    )
+    optimizer = optimizers.build(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
+    if config.schedule == "plateau":
+        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
+    return schedule, optimizer
+
+
+def run(recipe: Recipe, config: Config) -> Result:
+    """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete."""
+    clock = Clock()
+    mesh = meshes.make(config.mesh)
+    state = prepared(recipe, config, mesh)
+    directory = opened(recipe, config, state)
+    total = recipe.stream.steps(config.epochs)
+    assess = assessor(recipe, config, mesh)
+    with checkpoint.Checkpoints(directory / "checkpoints", config.keep) as checkpoints:
+        if checkpoints.latest() is not None:
+            state, info = checkpoints.restore(state, mesh, recipe.model.rules)
+            clock.add(info["seconds"])
+
+        def save(state: TrainState, scores: Mapping[str, float]) -> None:
+            checkpoints.save(state, {"seconds": clock.seconds()}, scores)
+
+        with reporters(directory, total, int(state.step)) as reporter:
+            reporter.say(opening(recipe, config, mesh, state, directory))
+            job = planned(recipe, config, mesh, reporter, lambda state: assess(state).metrics, save)
+            state, scores = train.fit(job, state)
+            evaluation = assess(state)
+    record = result(recipe, config, mesh, total, scores, clock.seconds())
+    runs.write(directory / "result.json", record)
+    print(closing(recipe, directory, evaluation, record))
+    return Result(state, record["metrics"], directory)
+
+
+def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
+    """The state before the first step, once batch, mesh, model and classes are known to fit together."""
+    check_batch(config, mesh)
+    inputs = recipe.stream.batch(0)["input"]
+    key = jax.random.key(config.seed)
+    state = steps.initial(recipe.model, recipe.optimizer, key, steps.shapes(inputs), **recipe.stats)
+    variables = {"params": state.params, **state.stats.get("model", {})}
+    outputs, _ = jax.eval_shape(lambda v, x: recipe.model.apply(v, x, False, None), variables, inputs)
+    classes = len(recipe.dataset.classes)
+    if outputs.shape != (len(inputs), classes):
+        problem = (
+            f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
+        )
+        raise InputError(problem, f"give the model {classes} outputs")
+    return state
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raise InputError for a batch that the mesh and the microbatches do not divide."""
+    shards = meshes.batch_shards(mesh) * config.microbatches
+    if config.batch_size % shards:
+        smaller, larger = config.batch_size // shards * shards, -(-config.batch_size // shards) * shards
+        name = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in meshes.batch_axes(mesh))
+        raise InputError(
+            f"--batch-size {config.batch_size} is not divided by the mesh ({name}) and --microbatches "
+            f"{config.microbatches}",
+            f"use a multiple of {shards}: {f'{smaller} or ' if smaller else ''}{larger}",
+        )
+
+
+def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:
+    """The run directory, new or recognised as this very run's. Raises InputError and leaves others untouched."""
+    directory = pathlib.Path(config.run) if config.run else runs.fresh(recipe.name)
+    flags = {name: value for name, value in asdict(config).items() if name != "run"}
+    identity = {"parameters": tree.count(state.params), "data": data.fingerprint(recipe.dataset.train)}
+    runs.check(directory, recipe.name, flags, identity)
+    record = {"experiment": recipe.name, "config": flags, "identity": identity}
+    # the newest few, the best, and one being written
+    runs.create(directory, record, (config.keep + 2) * tree.nbytes(state._replace(key=jnp.uint32(0))))
+    return directory
+
+
+def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState], evaluate.Evaluation]:
+    """The evaluation of a state on the test data; of its averaged parameters where it has them."""
+    judge = evaluate.evaluator(recipe.model, recipe.criterion, mesh, len(recipe.dataset.classes))
+    size = evaluate.batch_size_for(mesh, min(config.eval_batch_size, len(recipe.dataset.test)))
+
+    def assess(state: TrainState) -> evaluate.Evaluation:
+        params = state.stats.get("ema", state.params)
+        return judge(params, state.stats, data.evaluation_batches(recipe.dataset.test, size))
+
+    return assess
+
+
+def planned(
+    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, save: Any
+) -> train.Job:
+    """The recipe as a job for the loop, with the learning rate among the metrics."""
+    return train.Job(
+        step=steps.observed(
+            recipe.step, learning_rate=lambda s: recipe.schedule(s.step) * learning_rate_scale(s.opt_state)
+        ),
+        stream=recipe.stream,
+        mesh=mesh,
+        steps=recipe.stream.steps(config.epochs),
+        rules=recipe.model.rules,
+        log_every=config.log_every,
+        eval_every=recipe.stream.steps(config.eval_every),
+        checkpoint_every=recipe.stream.steps(config.checkpoint_every),
+        evaluate=assess,
+        save=save,
+        reporter=reporter,
+    )
+
+
+def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter:
+    """The screen, metrics.jsonl and TensorBoard, going on after `step`."""
+    runs.rewind(directory, step)
+    return report.Together([report.screen(total), report.Journal(directory), report.Events(directory, step)])
+
+
+def opening(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path) -> str:
+    """What a person wants to know before the first step."""
+    devices = f"{mesh.size} {'simulated CPU' if meshes.is_simulated(mesh) else mesh.devices.flat[0].device_kind} device(s)"
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    per_device = config.batch_size // meshes.batch_shards(mesh)
+    source = recipe.dataset
+    step, total = int(state.step), recipe.stream.steps(config.epochs)
+    lines = [
+        "  ".join(f"{name} {version}" for name, version in versions().items()),
+        f"devices    {devices}, mesh {axes}, batch {config.batch_size} = {per_device} per device"
+        + (f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""),
+        f"data       {source.name}: {len(source.train):,} train, {len(source.test):,} test, {len(source.classes)} classes",
+        f"model      {tree.count(state.params):,} parameters, {config.precision}",
+        *(f"           {line}" for line in table(state.params)),
+        f"run        {directory}"
+        + (f", going on after step {step} of {total}" if step else f", {total} steps"),
+        "compiling  the first step takes a while",
+    ]
+    return "\n".join(lines)
+
+
+def table(params: Any) -> list[str]:
+    """A line per top-level part of the parameters: name, arrays, numbers."""
+    parts = (
+        {name: part for name, part in params.items()} if isinstance(params, Mapping) else {"params": params}
+    )
+    width = max(map(len, parts), default=0)
+    rows = [(name, len(jax.tree.leaves(part)), tree.count(part)) for name, part in parts.items()]
+    return [f"{name:<{width}}  {arrays:>4} arrays  {numbers:>11,}" for name, arrays, numbers in rows]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    names = ("lepton-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def result(
+    recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mapping[str, float], seconds: float
+) -> Any:
+    """The record of result.json."""
+    return {
+        "experiment": recipe.name,
+        "status": "complete",
+        "steps": steps,
+        "examples": steps * config.batch_size,
+        "metrics": {f"test/{name}": value for name, value in scores.items()},
+        "mesh": dict(mesh.shape),
+        "devices": f"{mesh.size} {mesh.devices.flat[0].device_kind}{' simulated' * meshes.is_simulated(mesh)}",
+        "seconds": seconds,
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def closing(
+    recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]
+) -> str:
+    """How it ended: the table by class, the files written, the next commands."""
+    names = recipe.dataset.classes
+    lines = per_class(names, evaluation) if len(names) <= 20 else []
+    shown = ("accuracy", "top5", "f1_macro", "auc", "loss")
+    scores = "  ".join(f"{name} {record['metrics'][f'test/{name}']:.4f}" for name in shown)
+    return "\n".join(
+        [
+            *lines,
+            f"result     {scores}  in {record['seconds']:.0f} s",
+            f"files      {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}",
+            f"next       tensorboard --logdir {directory}/events",
+            f"           {again(recipe, directory)}    # goes on from here, or shows the result again",
+        ]
+    )
+
+
+def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[str]:
+    """A table of precision, recall and F1 by class."""
+    width = max(5, *map(len, names))
+    head = f"{'class':<{width}}  examples  precision  recall      f1"
+    rows = [
+        f"{name:<{width}}  {row['examples']:>8,}  {row['precision']:>9.4f}  {row['recall']:.4f}  {row['f1']:.4f}"
+        for name, row in zip(names, evaluation.per_class, strict=True)
+    ]
+    return [head, *rows]
+
+
+def again(recipe: Recipe, directory: pathlib.Path) -> str:
+    """The command that was given, with the run directory that it made."""
+    flags = sys.argv[1:]
+    named = any(flag.split("=")[0] == "--run" for flag in flags)
+    return shlex.join(
+        ["python", "-m", f"experiments.{recipe.name}", *flags, *([] if named else ["--run", str(directory)])]
+    )

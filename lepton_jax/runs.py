@@ -1,0 +1,106 @@
+"""Run directories: what a run was asked for, what it measured, how it ended.
+
+RUN/config.json      the experiment and every flag        RUN/metrics.jsonl  a line per logged step and evaluation
+RUN/events/          the same for TensorBoard             RUN/checkpoints/   the newest, and the best
+RUN/result.json      how it ended                         RUN/report.html    the run as one page
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from lepton_jax.errors import InputError
+
+# flags under which the trajectory stays the same, so a run may go on with other values
+NEUTRAL = {"run", "mesh", "preset", "data_dir", "eval_batch_size", "keep", "debug"}
+
+
+def fresh(experiment: str, root: str = "runs") -> pathlib.Path:
+    """A path for a new run: runs/EXPERIMENT-DATE-TIME, not yet made."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = (f"{experiment}-{stamp}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(path for path in (pathlib.Path(root) / name for name in names) if not path.exists())
+
+
+def check(
+    directory: pathlib.Path, experiment: str, config: Mapping[str, Any], identity: Mapping[str, Any]
+) -> bool:
+    """Whether the directory holds this very run, to be resumed; False where it is new. Writes nothing.
+
+    identity: what the flags do not say and must not change (the data's fingerprint, the parameter count).
+    Raises InputError for a directory of another run, or of something else.
+    """
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return False
+    record = directory / "config.json"
+    if not record.is_file():
+        raise InputError(
+            f"--run {directory} exists and is not a run directory", "name a new or empty directory"
+        )
+    found = json.loads(record.read_text())
+    if found["experiment"] != experiment:
+        problem = f"--run {directory} belongs to the experiment {found['experiment']!r}, not {experiment!r}"
+        raise InputError(problem, "give this experiment a --run of its own")
+    for what, new in (("config", config), ("identity", identity)):
+        for name in sorted(set(new) - NEUTRAL):
+            if json.loads(json.dumps(new[name])) != found[what].get(name):
+                raise InputError(
+                    f"--run {directory} was made with {name} = {found[what].get(name)!r}, not {new[name]!r}",
+                    "repeat the command that made it, or choose another --run",
+                )
+    return True
+
+
+def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> None:
+    """Make the directory and its config.json, unless they are there.
+
+    nbytes: what the run will write at most. Raises InputError where it cannot be written or is too small, and
+    leaves nothing behind.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free
+        if free < nbytes:
+            needs = f"the run needs up to {nbytes / 1e6:.0f} MB and {free / 1e6:.0f} MB are free"
+            raise OSError(f"disk full: {needs}")
+        if not (directory / "config.json").exists():
+            write(directory / "config.json", record)
+    except OSError as error:
+        for path in made:
+            if path.exists():
+                path.rmdir()
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"--run {directory} cannot be written: {reason}", "choose a --run on another disk"
+        ) from error
+
+
+def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """A JSON file, complete or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def rewind(directory: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Cut metrics.jsonl back to the lines up to `step`, the one that a resumed run goes on from; returns them."""
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        # a line that a kill cut in half has no newline, and is after the last checkpoint
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    os.replace(part, path)
+    return [json.loads(line) for line in kept]

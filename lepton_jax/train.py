@@ -1,0 +1,175 @@
+"""The loop: batches in, states out, and what is said about it on the way.
+
+The loop dispatches first and looks later: numbers are fetched a log interval after they were asked for, so the
+device never waits for the host to print.
+"""
+
+import collections
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from lepton_jax import mesh as meshes
+from lepton_jax import step as steps_
+from lepton_jax.data import Stream
+from lepton_jax.errors import InputError
+from lepton_jax.report import Reporter
+from lepton_jax.types import Metrics, Rule, Step, TrainState
+
+AHEAD = 8  # steps that may be under way before the host waits for the oldest
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as a value: what to do, on what, for how long, and when to look."""
+
+    step: Step
+    stream: Stream
+    mesh: Mesh
+    steps: int
+    rules: tuple[Rule, ...] = ()
+    log_every: int = 20  # steps
+    eval_every: int = 0  # steps, 0 for only at the end
+    checkpoint_every: int = 0  # steps, 0 for only at the end
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+    save: Callable[[TrainState, Mapping[str, float]], None] | None = None
+    reporter: Reporter = field(default_factory=Reporter)
+
+    def epoch(self, number: int) -> float:
+        """Passes over the data after `number` steps."""
+        return round(number * self.stream.batch_size / self.stream.examples, 4)
+
+    def looks(self, number: int, every: int) -> bool:
+        """Whether something that happens `every` steps, and at the end, happens after step `number`."""
+        return number == self.steps or (every > 0 and number % every == 0)
+
+
+def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+    """Train from `state` to `job.steps`; the final state and its evaluation.
+
+    The state is laid over the mesh first, and its buffers are given away. Raises InputError where the loss stops
+    being finite.
+    """
+    state = steps_.place(state, job.mesh, job.rules)
+    number, scores, log = int(state.step), {}, Log(job)
+    for number, state, metrics in updates(job, state, log):
+        log.add(metrics)
+        evaluates, saves = job.looks(number, job.eval_every), job.looks(number, job.checkpoint_every)
+        if evaluates or saves:
+            log.catch_up(number)  # what is evaluated or saved has been seen to be finite
+        elif number % job.log_every == 0:
+            log.close_window(number)
+        if evaluates:
+            scores = evaluated(job, state, number)
+        if saves and job.save:
+            job.save(state, scores)
+        if evaluates or saves:
+            log.start_clock()
+    return state, scores or evaluated(job, state, number)
+
+
+def updates(job: Job, state: TrainState, log: "Log") -> Iterator[tuple[int, TrainState, Metrics]]:
+    """(step number, state, metrics) after each update; the step is compiled once, before the first."""
+    start = int(state.step)
+    if start >= job.steps:
+        return
+    with jax.set_mesh(job.mesh):
+        compiled = steps_.compile(job.step, state, job.stream.batch(start), job.mesh, job.rules)
+        log.start_clock()
+        for number, batch in enumerate(log.waited(job.stream.batches(start, job.steps)), start + 1):
+            state, metrics = compiled(state, meshes.place(batch, job.mesh))
+            job.reporter.progress(number)
+            yield number, state, metrics
+
+
+def evaluated(job: Job, state: TrainState, number: int) -> dict[str, float]:
+    """The scores of a state, reported; none where the job has no evaluation."""
+    if job.evaluate is None:
+        return {}
+    scores = dict(job.evaluate(state))
+    row = {"step": number, "epoch": job.epoch(number)}
+    job.reporter.evaluation({**row, **{f"test/{name}": value for name, value in scores.items()}})
+    return scores
+
+
+class Log:
+    """Gathers the metrics of steps into rows, and reports each row when it has long been computed.
+
+    It lets at most AHEAD steps be under way, so that the host cannot run away from the device.
+    """
+
+    def __init__(self, job: Job):
+        self._job = job
+        self._window: list[Metrics] = []
+        self._closed: tuple[dict[str, float], list[Metrics]] | None = None
+        self._under_way: collections.deque[Metrics] = collections.deque()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count training time from here: evaluating and saving are not training."""
+        self._since, self._waited, self._done = time.perf_counter(), 0.0, 0
+
+    def waited(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches, with the time that the host waits for them counted."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, metrics: Metrics) -> None:
+        """The metrics of the next step, not yet computed perhaps."""
+        self._window.append(metrics)
+        self._under_way.append(metrics)
+        if len(self._under_way) > AHEAD:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        jax.block_until_ready(self._under_way.popleft())
+        self._done += 1
+
+    def close_window(self, number: int) -> None:
+        """End a row at this step, and report the row before it."""
+        self._report()
+        seconds = time.perf_counter() - self._since
+        row = {"step": number, "epoch": self._job.epoch(number), "train/input_idle": self._waited / seconds}
+        if self._done:
+            row["train/examples_per_second"] = self._done * self._job.stream.batch_size / seconds
+        self._closed, self._window = (row, self._window), []
+        self.start_clock()
+
+    def catch_up(self, number: int) -> None:
+        """Wait for all that is under way, and report it."""
+        while self._under_way:
+            self._finish_oldest()
+        self.close_window(number)
+        self._report()
+
+    def _report(self) -> None:
+        if self._closed is None:
+            return
+        row, window = self._closed
+        self._closed = None
+        row |= averages(jax.device_get(window))
+        if not math.isfinite(row.get("train/loss", 0.0)):
+            problem = f"the loss is {row['train/loss']} at step {row['step']}"
+            raise InputError(problem, "lower --learning-rate, add --clip 1, or start with --warmup-epochs")
+        self._job.reporter.train(row)
+
+
+def averages(window: list[Metrics]) -> dict[str, float]:
+    """The metrics of several steps, merged and divided once, in float64."""
+    row = {}
+    for name in window[-1]:
+        total = sum(float(metrics[name].total) for metrics in window)
+        weight = sum(float(metrics[name].weight) for metrics in window)
+        row[f"train/{name}"] = total / weight if weight else 0.0
+    return row

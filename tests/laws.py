@@ -1,0 +1,165 @@
+"""The laws, as functions over one table of models and one table of techniques.
+
+A new technique is one more row in TECHNIQUES: it then goes through every law.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lepton_jax as lp
+from lepton_jax import data, keys, mesh, step, tree
+from lepton_jax.types import GradFn, Loss, Model, Step, TrainState
+
+BATCH = 16
+CLASSES = 10
+
+
+class Technique(NamedTuple):
+    """How a technique enters: as a Loss, as a GradFn, or as a Step, with the stats that it starts from."""
+
+    loss: Callable[[Loss], Loss] = lambda loss: loss
+    gradient: Callable[[Loss], GradFn] = lp.plain
+    step: Callable[[Step], Step] = lambda step: step
+    stats: Callable[[], dict[str, Any]] = dict
+    deterministic: bool = True  # the same loss as without it, up to rounding
+
+
+def shifted(loss: Loss) -> Loss:
+    """Random crops, flips and colors."""
+    augment = lp.augment.compose(
+        lp.augment.random_crop(8, padding=1),
+        lp.augment.random_horizontal_flip(),
+        lp.augment.color_jitter(0.4),
+    )
+    return lp.augmented(loss, augment)
+
+
+TECHNIQUES = {
+    "plain": Technique(),
+    "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
+    "augmented": Technique(loss=shifted, deterministic=False),
+    "through": Technique(
+        loss=lambda loss: lp.through(loss, lambda params: tree.scale(params, 0.5)), deterministic=False
+    ),
+    "rematerialized": Technique(loss=lambda loss: lp.rematerialized(loss, "blocks")),
+    "scaled": Technique(gradient=lp.scaled, stats=lambda: {"loss_scale": lp.loss_scale()}),
+    "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
+    "all": Technique(
+        loss=lambda loss: lp.rematerialized(shifted(loss), "blocks"),
+        gradient=lambda loss: lp.accumulate(lp.scaled(loss), 2),
+        step=lambda step: lp.averaged(step, 0.9),
+        stats=lambda: {"loss_scale": lp.loss_scale(), "ema": lp.step.ema},
+        deterministic=False,
+    ),
+}
+
+
+def models() -> dict[str, Callable[[], Model]]:
+    """A model without batch statistics, one with, and one that draws at random."""
+    from lepton_jax import models
+
+    mean, std = np.array([0.3], np.float32), np.array([0.4], np.float32)
+    return {
+        "mlp": lambda: models.normalized(models.mlp((32, 32), CLASSES), mean, std),
+        "resnet": lambda: models.normalized(models.resnet.small(8, CLASSES), mean, std),
+        "dropout": lambda: models.normalized(
+            models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std
+        ),
+    }
+
+
+def digits() -> data.Source:
+    """Eighty real digits: five batches, so that fifty steps see ten epochs."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images[:80, ..., None] * (255 / 16)).astype(np.uint8)
+    return data.Arrays({"input": images, "label": digits.target[:80].astype(np.int32)})
+
+
+class Run(NamedTuple):
+    """What a short run left behind."""
+
+    losses: np.ndarray
+    state: TrainState
+    samples: np.ndarray
+
+
+def optimizer() -> optax.GradientTransformation:
+    """Momentum and decay, so that the optimizer has state of its own."""
+    return lp.optimizers.build("sgd", lambda count: 0.05, weight_decay=1e-4)
+
+
+def gradient(model: Model, technique: Technique) -> GradFn:
+    """The gradient of a model through a technique."""
+    return technique.gradient(technique.loss(lp.supervised(model, lp.cross_entropy())))
+
+
+def beginning(model: Model, technique: Technique, dtype: Any = jnp.float32) -> TrainState:
+    """The state before the first step, its numbers in `dtype`."""
+    inputs = step.shapes(data.Stream(digits(), BATCH, 0).batch(0)["input"])
+    state = step.initial(model, optimizer(), jax.random.key(7), inputs, **technique.stats())
+    return state._replace(
+        **{part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")}
+    )
+
+
+def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any = jnp.float32) -> Run:
+    """A short run on a mesh, as a user's would go."""
+    over = mesh.make(axes)
+    stream = data.Stream(digits(), BATCH, 3)
+    state = step.place(beginning(model, technique, dtype), over, model.rules)
+    update = technique.step(lp.descend(gradient(model, technique), optimizer()))
+    compiled = step.compile(update, state, stream.batch(0), over, model.rules)
+    losses, samples = [], []
+    for number in range(steps):
+        batch = stream.batch(number)
+        state, metrics = compiled(state, mesh.place(batch, over))
+        losses.append(metrics["loss"].value())
+        samples.append(batch["index"])
+    return Run(
+        np.array(losses),
+        jax.device_get(state._replace(key=jax.random.key_data(state.key))),
+        np.array(samples),
+    )
+
+
+def distance(a: Any, b: Any) -> float:
+    """The relative distance of two trees, in float64: |a - b| / |b|."""
+    flat = [np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(t)]) for t in (a, b)]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
+
+
+def gradient_of(model: Model, technique: Technique, batch: dict[str, Any]) -> tuple[Any, Any]:
+    """(mean gradient, mean loss) at the beginning, for one batch."""
+    state = beginning(model, technique)
+    mean, aux = jax.jit(gradient(model, technique))(state.params, state.stats, batch, jax.random.key(5))
+    return mean.value(), aux.metrics["loss"].value()
+
+
+def traces(model: Model, technique: Technique, steps: int) -> int:
+    """How often the model is traced in a run of `steps` steps."""
+    count = 0
+
+    def apply(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        return model.apply(*args)
+
+    train(model._replace(apply=apply), technique, "4x2", steps)
+    return count
+
+
+def padded(batch: dict[str, Any], to: int) -> dict[str, Any]:
+    """The batch with rows of weight 0 that hold nonsense."""
+    rows = keys.size(batch)
+    extra = {"input": np.full((to - rows, *batch["input"].shape[1:]), 255, np.uint8)}
+    extra["label"] = np.zeros(to - rows, np.int32)
+    extra["index"] = np.arange(10_000, 10_000 + to - rows, dtype=np.int32)
+    weight = np.concatenate([np.ones(rows, np.float32), np.zeros(to - rows, np.float32)])
+    return {**{name: np.concatenate([batch[name], rest]) for name, rest in extra.items()}, "weight": weight}

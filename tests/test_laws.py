@@ -1,0 +1,112 @@
+"""The laws of the house, each over every technique and the models that it concerns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lepton_jax as lp
+from lepton_jax import data
+from tests import laws
+
+MESHES = ("8x1", "4x2", "2x4", "1x8", "data=2,fsdp=4", "data=2,fsdp=2,model=2")
+FEW = {"plain", "all"}
+NAMES = ("mlp", "resnet", "dropout")
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: build() for name, build in laws.models().items()}
+
+
+def batch(size: int) -> dict[str, np.ndarray]:
+    return data.Stream(laws.digits(), size, 1).batch(0)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+@pytest.mark.parametrize("name", ["mlp", "dropout"])
+@pytest.mark.parametrize("technique", sorted(set(laws.TECHNIQUES) - {"accumulate", "all"}))
+def test_law_1_accumulated_is_plain(models, name, technique, microbatches):
+    """Also where the batch is ragged and the examples are weighted."""
+    ragged = laws.padded(batch(13), 16)
+    ragged["weight"][:5] = [0.5, 2, 1, 3, 0.25]
+    row = laws.TECHNIQUES[technique]
+    parts = row._replace(gradient=lambda loss: lp.accumulate(row.gradient(loss), microbatches))
+    whole, loss = laws.gradient_of(models[name], row, ragged)
+    summed, summed_loss = laws.gradient_of(models[name], parts, ragged)
+    assert laws.distance(summed, whole) < 1e-6
+    assert laws.distance(summed_loss, loss) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["mlp", "dropout"])
+@pytest.mark.parametrize("technique", sorted(laws.TECHNIQUES))
+def test_padding_counts_nothing(models, name, technique):
+    row = laws.TECHNIQUES[technique]
+    whole, loss = laws.gradient_of(models[name], row, batch(12))
+    with_padding, padded_loss = laws.gradient_of(models[name], row, laws.padded(batch(12), 16))
+    assert laws.distance(with_padding, whole) < 1e-6
+    assert laws.distance(padded_loss, loss) < 1e-6
+
+
+@pytest.mark.parametrize("technique", sorted(n for n, row in laws.TECHNIQUES.items() if row.deterministic))
+def test_what_changes_the_computation_keeps_the_gradient(models, technique):
+    whole, _ = laws.gradient_of(models["mlp"], laws.TECHNIQUES["plain"], batch(16))
+    other, _ = laws.gradient_of(models["mlp"], laws.TECHNIQUES[technique], batch(16))
+    assert laws.distance(other, whole) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("axes", MESHES)
+def test_law_3_the_same_run_on_every_mesh(models, name, axes, float64):
+    """In float64, free of rounding's chaos: samples identical, losses and parameters to 1e-9 over 50 steps."""
+    alone = reference(name)
+    run = laws.train(models[name], laws.TECHNIQUES["all"], axes, 50, jnp.float64)
+    np.testing.assert_array_equal(run.samples, alone.samples)
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-9)
+    assert laws.distance(run.state.params, alone.state.params) < 1e-9
+    assert laws.distance(run.state.stats, alone.state.stats) < 1e-9
+
+
+_references: dict[str, laws.Run] = {}
+
+
+def reference(name: str) -> laws.Run:
+    if name not in _references:
+        model = laws.models()[name]()
+        _references[name] = laws.train(model, laws.TECHNIQUES["all"], "1x1", 50, jnp.float64)
+    return _references[name]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("mlp", 1e-5), ("dropout", 1e-5), ("resnet", 1e-4)])
+def test_law_3_in_float32_to_the_published_tolerance(models, name, tolerance):
+    row = laws.TECHNIQUES["all"]
+    alone, run = (laws.train(models[name], row, axes, 50) for axes in ("1x1", "4x2"))
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=tolerance, atol=tolerance)
+    assert laws.distance(run.state.params, alone.state.params) < tolerance
+
+
+@pytest.mark.parametrize("axes", MESHES)
+def test_law_3_initial_parameters_and_draws_are_the_same_bits(models, axes):
+    state = laws.beginning(models["resnet"], laws.TECHNIQUES["plain"])
+    over = lp.mesh.make(axes)
+    placed = lp.step.place(state, over, models["resnet"].rules)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(placed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    augment = lp.augment.compose(lp.augment.random_crop(8, padding=2), lp.augment.color_jitter(0.4, 0.4))
+    draw = jax.jit(
+        lambda batch: jax.vmap(augment)(lp.keys.per_example(state.key, batch, "a"), batch["input"])
+    )
+    mask = jax.jit(
+        lambda b: jax.vmap(lambda k: jax.random.bernoulli(k, 0.5, (64,)))(
+            lp.keys.per_example(state.key, b, "m")
+        )
+    )
+    rows = batch(16)
+    for function in (draw, mask):
+        np.testing.assert_array_equal(function(lp.mesh.place(rows, over)), function(rows))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_law_6_a_step_compiles_once(models, name):
+    few, many = (laws.traces(models[name], laws.TECHNIQUES["plain"], steps) for steps in (1, 100))
+    assert few == many
