@@ -1,0 +1,128 @@
+"""Batches: the training stream, a pure function of (seed, step), and evaluation in order, padded.
+
+Nothing has to be saved to continue a stream but the step, and neither the worker count nor the process count
+nor the mesh is part of it.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Generator
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Int
+
+from lepton_jax.data.prefetch import THREADS, ahead
+from lepton_jax.data.sources import Source, gather
+from lepton_jax.errors import InputError
+
+
+def permutation(examples: int, seed: int, epoch: int) -> Int[np.ndarray, " examples"]:
+    """The order of an epoch: the ranks of `examples` random 64-bit numbers, as int32.
+
+    The numbers are Philox 4x64-10 with the key (seed, epoch) (Salmon et al. 2011,
+    https://doi.org/10.1145/2063384.2063405). numpy promises its raw output for good, which it does not do for
+    `Generator.permutation`, so the order is the same on every platform and in every version.
+    """
+    numbers = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
+    return np.argsort(numbers, kind="stable").astype(np.int32)
+
+
+class Stream:
+    """The training stream over `source`: endless shuffled epochs, cut into batches of `batch_size`.
+
+    Position p = step * batch_size + i holds example permutation(epoch)[p % N] of epoch p // N, where N is
+    the number of examples. No remainder is dropped: a batch may cross into the next epoch, and a batch larger
+    than the data set wraps round. `shard` = (process, processes) reads only this process's rows of a batch.
+    Raises InputError for an empty source, a batch size below 1 or not divisible by the processes, and a seed
+    outside 0..2**64-1.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        threads: int = THREADS,
+    ):
+        if not 0 <= seed < 2**64:
+            raise InputError(f"the seed {seed} is outside 0..2**64-1", "use a seed from 0 up")
+        self.source, self.batch_size, self.seed, self.threads = source, batch_size, seed, threads
+        self.examples = _examples(source)
+        self._rows = _rows(batch_size, shard)
+        # Neighboring steps share an epoch or two. Under the lock, so that threads do not all sort the same one.
+        self._order = functools.lru_cache(maxsize=4)(lambda epoch: permutation(self.examples, seed, epoch))
+        self._lock = threading.Lock()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps after which every example has been seen at least once: ceil(N / batch_size)."""
+        return self.steps(1)
+
+    def steps(self, epochs: int | float) -> int:
+        """The steps that `epochs` take: ceil(epochs * N / batch_size), not epochs * steps_per_epoch."""
+        return math.ceil(Fraction(epochs).limit_denominator(10**6) * self.examples / self.batch_size)
+
+    def indices(self, step: int) -> Int[np.ndarray, " rows"]:
+        """The examples of a step, as positions in the source."""
+        if step < 0:
+            raise ValueError(f"step {step} is negative")
+        epochs, offsets = np.divmod(step * self.batch_size + self._rows, self.examples)
+        indices = np.empty(len(self._rows), np.int32)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            with self._lock:
+                order = self._order(epoch)
+            indices[here] = order[offsets[here]]
+        return indices
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step: the source's columns, and "index" (int32), the examples' positions in it."""
+        indices = self.indices(step)
+        return {**gather(self.source, indices), "index": indices}
+
+    def batches(self, start: int, stop: int) -> Generator[dict[str, np.ndarray], None, None]:
+        """`batch(start)` ... `batch(stop - 1)`, read ahead in threads. Close it to stop early."""
+        return ahead(self.batch, start, stop, self.threads)
+
+
+def evaluation_batches(
+    source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1), threads: int = THREADS
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Every example once, in order, in batches of one shape, with "weight" (float32) and "index" (int32).
+
+    The last batch is filled up with the last example at weight 0, so that a weighted mean is exact. `shard` =
+    (process, processes) reads only this process's rows of each batch. Raises InputError for an empty source.
+    """
+    examples, rows = _examples(source), _rows(batch_size, shard)
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        positions = step * batch_size + rows
+        indices = np.minimum(positions, examples - 1)
+        columns = gather(source, indices)
+        weight = columns.get("weight", np.ones(len(rows), np.float32)) * (positions < examples)
+        return {**columns, "weight": weight.astype(np.float32), "index": indices.astype(np.int32)}
+
+    return ahead(batch, 0, -(-examples // batch_size), threads)
+
+
+def _examples(source: Source) -> int:
+    if len(source) == 0:
+        raise InputError("the data has no examples", "give at least one example")
+    return len(source)
+
+
+def _rows(batch_size: int, shard: tuple[int, int]) -> Int[np.ndarray, " rows"]:
+    process, processes = shard
+    if batch_size < 1:
+        raise InputError(f"the batch size {batch_size} is below 1", "use a batch size of at least 1")
+    if batch_size % processes:
+        raise InputError(
+            f"the batch size {batch_size} is not divisible by the {processes} processes",
+            f"use a multiple of {processes}",
+        )
+    count = batch_size // processes
+    return np.arange(process * count, (process + 1) * count, dtype=np.int64)
