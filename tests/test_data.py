@@ -233,7 +233,7 @@ def test_digits_are_split_by_the_seed_alone():
     [
         ({"name": "cifar"}, "unknown data set 'cifar'\ndid you mean 'cifar10'"),
         ({"name": "digits:3"}, "unknown data set"),
-        ({"name": "folder"}, "'folder' reads files, and no directory is given\n--data-dir"),
+        ({"name": "folder"}, "'folder' reads files, and no directory is given\npass --data-dir"),
         ({"name": "cifar10"}, "no directory is given"),
         ({"name": "npz"}, "no directory is given"),
         ({"name": "tfds:mnist"}, "'tfds:mnist' reads files, and no directory is given"),

@@ -12,7 +12,10 @@ def existing(name: str, directory: str | os.PathLike[str] | None, layout: str) -
     `layout` says what belongs in it; the messages name the path as it was given.
     """
     if directory is None:
-        raise InputError(f"the data set {name!r} reads files, and no directory is given", f"--data-dir PATH, {layout}")
+        raise InputError(
+            f"the data set {name!r} reads files, and no directory is given",
+            f"pass --data-dir PATH; expected there: {layout}",
+        )
     path = Path(directory).expanduser()
     if not path.exists():
         raise InputError(f"the data directory {str(directory)!r} does not exist", f"expected there: {layout}")
