@@ -71,9 +71,7 @@ def main(config: Config) -> "lp.experiment.Result":
     if config.rotation:
         augment.append(lp.augment.random_rotation(config.rotation))
     if config.jitter:
-        augment.append(
-            lp.augment.color_jitter(config.jitter, config.jitter, config.jitter, config.jitter / 4)
-        )
+        augment.append(lp.augment.color_jitter(config.jitter, config.jitter, config.jitter, config.jitter / 4))
 
     loss = lp.computed(lp.supervised(model, criterion), config.precision)
     loss = lp.augmented(loss, lp.augment.compose(*augment))
@@ -84,9 +82,7 @@ def main(config: Config) -> "lp.experiment.Result":
     if config.ema:
         step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
 
-    recipe = lp.experiment.Recipe(
-        "resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats
-    )
+    recipe = lp.experiment.Recipe("resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats)
     return lp.experiment.run(recipe, config)
 
 

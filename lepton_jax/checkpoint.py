@@ -54,9 +54,7 @@ class Checkpoints:
         """The step that is best by the metric, or None."""
         return self._manager.best_step()
 
-    def restore(
-        self, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...] = (), step: int | None = None
-    ) -> Any:
+    def restore(self, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...] = (), step: int | None = None) -> Any:
         """(state, info) of a step, the newest by default, laid over the mesh.
 
         like: a state of the same tree, arrays or shapes. Raises InputError where the trees do not match.
@@ -68,7 +66,7 @@ class Checkpoints:
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, lie)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(target), info=ocp.args.JsonRestore())
         try:
-            found = self._manager.restore(step, args=items)
+            found: Any = self._manager.restore(step, args=items)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"the checkpoint {self._manager.directory / str(step)} does not fit this model and optimizer",

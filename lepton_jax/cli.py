@@ -4,6 +4,7 @@ Everything here runs before JAX starts, because device counts cannot change afte
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -63,7 +64,7 @@ class Config:
     step_size: int | None = None
     """Epochs between the drops of the step schedule."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd; b1 of the others."""
     weight_decay: float = 5e-4
     """Decay of weight matrices and kernels; scales and biases are left alone."""
     clip: float | None = None
@@ -130,22 +131,18 @@ def parse(config: type[C], presets: Mapping[str, C], arguments: list[str], progr
     import tyro
 
     names = [a.split("=", 1)[1] for a in arguments if a.startswith("--preset=")]
-    names += [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--preset"]
+    names += [b for a, b in itertools.pairwise(arguments) if a == "--preset"]
     name = names[-1] if names else next(iter(presets))
     if name not in presets:
         raise unknown("preset", name, presets)
     chosen = dataclasses.replace(presets[name], preset=name)
     known = f"presets: {', '.join(presets)}"
-    return tyro.cli(
-        config, default=chosen, args=arguments, prog=program, description=f"{config.__doc__} {known}."
-    )
+    return tyro.cli(config, default=chosen, args=arguments, prog=program, description=f"{config.__doc__} {known}.")
 
 
 def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> None:
     """Parse sys.argv, run `main`, and turn InputErrors into two lines on standard error and exit code 2."""
-    program = (
-        f"python -m {main.__globals__['__spec__'].name}" if main.__globals__.get("__spec__") else sys.argv[0]
-    )
+    program = f"python -m {main.__globals__['__spec__'].name}" if main.__globals__.get("__spec__") else sys.argv[0]
     debug = "--debug" in sys.argv
     try:
         settings = parse(config, presets, sys.argv[1:], program)

@@ -1,7 +1,10 @@
 """The one error that people are meant to meet: the value and the rule on one line, the way out on the next."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -23,3 +26,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     choices = ", ".join(names)
     remedy = f"did you mean {nearest[0]!r}? known: {choices}" if nearest else f"choose one of: {choices}"
     return InputError(f"unknown {kind} {name!r}", remedy)
+
+
+def named(kind: str, given: str | T, known: Mapping[str, T]) -> T:
+    """What `given` stands for: an entry of `known` by name, or itself. Raises InputError for an unknown name."""
+    if not isinstance(given, str):
+        return given
+    if given not in known:
+        raise unknown(kind, given, known)
+    return known[given]

@@ -6,16 +6,17 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from lepton_jax import keys, metrics
 from lepton_jax.errors import InputError
 from lepton_jax.losses import Criterion, at_least_float32
 from lepton_jax.mesh import batch_sharding, batch_shards, place, replicated
 from lepton_jax.metrics import Counts
-from lepton_jax.types import Batch, Model, Params, Stats, Variables
+from lepton_jax.types import Batch, Mean, Model, Params, Stats, Variables
 
 AHEAD = 2  # batches on the way while the next is launched
 
@@ -78,6 +79,28 @@ def evaluator(model: Model, criterion: Criterion, mesh: Mesh, classes: int) -> E
         counts, outputs, labels = (list(part) for part in zip(*results, strict=True))
         total = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *counts)
         return _evaluation(total, np.concatenate(outputs), np.concatenate(labels))
+
+    return evaluate
+
+
+def loss_evaluator(model: Model, criterion: Criterion, mesh: Mesh) -> Callable[..., dict[str, float]]:
+    """`evaluate(params, stats, batches) -> {"loss": mean}` for labels and outputs of any shape: regression, say.
+
+    Batches are as for `evaluator`, and padded alike.
+    """
+
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def measure(variables: Variables, batch: Batch) -> Mean[Array]:
+        losses = criterion(_outputs(model, variables, batch["input"]), batch["label"])
+        total = jnp.sum(jnp.where(batch["weight"] == 0, 0, losses * batch["weight"]))
+        return Mean(total, jnp.sum(batch["weight"]))
+
+    def evaluate(params: Params, stats: Stats, batches: Iterable[Batch]) -> dict[str, float]:
+        with jax.set_mesh(mesh):
+            launched = (measure(_variables(params, stats), place(batch, mesh)) for batch in _alike(batches, mesh))
+            means = [(float(mean.total), float(mean.weight)) for mean in _fetched(launched)]
+        total, weight = (sum(part) for part in zip(*means, strict=True))
+        return {"loss": total / weight}
 
     return evaluate
 

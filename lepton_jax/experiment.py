@@ -76,9 +76,7 @@ class Clock:
 
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule and the optimizer that the flags name. Raises InputError."""
-    options = {
-        name: getattr(config, name) for name in ("gamma", "step_size") if getattr(config, name) is not None
-    }
+    options = {name: getattr(config, name) for name in ("gamma", "step_size") if getattr(config, name) is not None}
     schedule = schedules.build(
         config.schedule,
         config.learning_rate,
@@ -128,7 +126,7 @@ def run(recipe: Recipe, config: Config) -> Result:
 
 def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
     """The state before the first step, once batch, mesh, model and classes are known to fit together."""
-    check_batch(config, mesh)
+    steps.check_batch(config.batch_size, config.microbatches, mesh)
     inputs = recipe.stream.batch(0)["input"]
     key = jax.random.key(config.seed)
     state = steps.initial(recipe.model, recipe.optimizer, key, steps.shapes(inputs), **recipe.stats)
@@ -136,24 +134,9 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
     outputs, _ = jax.eval_shape(lambda v, x: recipe.model.apply(v, x, False, None), variables, inputs)
     classes = len(recipe.dataset.classes)
     if outputs.shape != (len(inputs), classes):
-        problem = (
-            f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
-        )
+        problem = f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
         raise InputError(problem, f"give the model {classes} outputs")
     return state
-
-
-def check_batch(config: Config, mesh: Mesh) -> None:
-    """Raise InputError for a batch that the mesh and the microbatches do not divide."""
-    shards = meshes.batch_shards(mesh) * config.microbatches
-    if config.batch_size % shards:
-        smaller, larger = config.batch_size // shards * shards, -(-config.batch_size // shards) * shards
-        name = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in meshes.batch_axes(mesh))
-        raise InputError(
-            f"--batch-size {config.batch_size} is not divided by the mesh ({name}) and --microbatches "
-            f"{config.microbatches}",
-            f"use a multiple of {shards}: {f'{smaller} or ' if smaller else ''}{larger}",
-        )
 
 
 def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:
@@ -180,9 +163,7 @@ def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState
     return assess
 
 
-def planned(
-    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, save: Any
-) -> train.Job:
+def planned(recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, save: Any) -> train.Job:
     """The recipe as a job for the loop, with the learning rate among the metrics."""
     return train.Job(
         step=steps.observed(
@@ -193,8 +174,8 @@ def planned(
         steps=recipe.stream.steps(config.epochs),
         rules=recipe.model.rules,
         log_every=config.log_every,
-        eval_every=recipe.stream.steps(config.eval_every),
-        checkpoint_every=recipe.stream.steps(config.checkpoint_every),
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
         evaluate=assess,
         save=save,
         reporter=reporter,
@@ -209,20 +190,21 @@ def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter
 
 def opening(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path) -> str:
     """What a person wants to know before the first step."""
-    devices = f"{mesh.size} {'simulated CPU' if meshes.is_simulated(mesh) else mesh.devices.flat[0].device_kind} device(s)"
+    devices = (
+        f"{mesh.size} {'simulated CPU' if meshes.is_simulated(mesh) else mesh.devices.flat[0].device_kind} device(s)"
+    )
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     per_device = config.batch_size // meshes.batch_shards(mesh)
-    source = recipe.dataset
+    data_ = recipe.dataset
     step, total = int(state.step), recipe.stream.steps(config.epochs)
     lines = [
         "  ".join(f"{name} {version}" for name, version in versions().items()),
         f"devices    {devices}, mesh {axes}, batch {config.batch_size} = {per_device} per device"
         + (f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""),
-        f"data       {source.name}: {len(source.train):,} train, {len(source.test):,} test, {len(source.classes)} classes",
+        f"data       {data_.name}: {len(data_.train):,} train, {len(data_.test):,} test, {len(data_.classes)} classes",
         f"model      {tree.count(state.params):,} parameters, {config.precision}",
         *(f"           {line}" for line in table(state.params)),
-        f"run        {directory}"
-        + (f", going on after step {step} of {total}" if step else f", {total} steps"),
+        f"run        {directory}" + (f", going on after step {step} of {total}" if step else f", {total} steps"),
         "compiling  the first step takes a while",
     ]
     return "\n".join(lines)
@@ -230,9 +212,7 @@ def opening(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, direc
 
 def table(params: Any) -> list[str]:
     """A line per top-level part of the parameters: name, arrays, numbers."""
-    parts = (
-        {name: part for name, part in params.items()} if isinstance(params, Mapping) else {"params": params}
-    )
+    parts = dict(params) if isinstance(params, Mapping) else {"params": params}
     width = max(map(len, parts), default=0)
     rows = [(name, len(jax.tree.leaves(part)), tree.count(part)) for name, part in parts.items()]
     return [f"{name:<{width}}  {arrays:>4} arrays  {numbers:>11,}" for name, arrays, numbers in rows]
@@ -244,9 +224,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
-def result(
-    recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mapping[str, float], seconds: float
-) -> Any:
+def result(recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mapping[str, float], seconds: float) -> Any:
     """The record of result.json."""
     return {
         "experiment": recipe.name,
@@ -262,9 +240,7 @@ def result(
     }
 
 
-def closing(
-    recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]
-) -> str:
+def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]) -> str:
     """How it ended: the table by class, the files written, the next commands."""
     names = recipe.dataset.classes
     lines = per_class(names, evaluation) if len(names) <= 20 else []

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from lepton_jax.types import Batch, Key
+from lepton_jax.types import Batch, Key, Keys
 
 
-def named(key: Key, name: str) -> Key:
+def named(key: Keys, name: str) -> Keys:
     """`key`, set apart for one purpose; works on a scalar key and on an array of keys."""
     number = zlib.crc32(name.encode())
     fold = jax.random.fold_in
@@ -33,6 +33,6 @@ def index(batch: Batch) -> Int[Array, " batch"]:
     return jnp.arange(size(batch)) if given is None else given
 
 
-def per_example(key: Key, batch: Batch, name: str) -> Key:
+def per_example(key: Key, batch: Batch, name: str) -> Keys:
     """One key per example ([batch]), for one purpose: fold_in(named(step key), global index)."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(named(key, name), index(batch))

@@ -25,9 +25,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Criterion:
     def criterion(
         outputs: Float[Array, "batch classes"], labels: Int[Array, " batch"] | Float[Array, "batch classes"]
     ) -> Float[Array, " batch"]:
-        targets = (
-            jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) if labels.ndim == 1 else labels
-        )
+        targets = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype) if labels.ndim == 1 else labels
         return optax.softmax_cross_entropy(outputs, optax.smooth_labels(targets, label_smoothing))
 
     return criterion

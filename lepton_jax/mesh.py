@@ -31,15 +31,11 @@ def parse(text: str) -> dict[str, int]:
         pairs = [part.split("=") for part in text.split(",")]
         axes = {name: int(number) for name, number in pairs}
         if len(axes) < len(pairs):
-            raise InputError(
-                f"the mesh {text!r} names an axis twice", "name each axis once, as in data=4,fsdp=2"
-            )
+            raise InputError(f"the mesh {text!r} names an axis twice", "name each axis once, as in data=4,fsdp=2")
     else:
         raise InputError(f"the mesh {text!r} does not parse", "write DATAxMODEL as in 8x1, or data=4,fsdp=2")
     if strangers := set(axes) - set(AXES):
-        raise InputError(
-            f"the mesh {text!r} has an unknown axis {min(strangers)!r}", f"axes are {', '.join(AXES)}"
-        )
+        raise InputError(f"the mesh {text!r} has an unknown axis {min(strangers)!r}", f"axes are {', '.join(AXES)}")
     if min(axes.values()) < 1:
         raise InputError(f"the mesh {text!r} has an axis of size 0", "give every axis a size of at least 1")
     return axes
@@ -53,10 +49,12 @@ def size(axes: Mapping[str, int]) -> int:
 def simulate(devices: int) -> None:
     """Ask for `devices` simulated CPU devices; does nothing for accelerators, or where XLA_FLAGS already asks.
 
+    Of several processes each has said for itself how many it simulates.
+
     Must come before JAX starts its backend (its first array or device query). Raises InputError after that
     if there are fewer than asked for.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.distributed.is_initialized():
         return
     asked = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
     if asked >= devices:

@@ -96,9 +96,7 @@ def build(
     if not 0 <= momentum < 1:
         raise InputError(f"the momentum {momentum} is not in [0, 1)", "give one such as 0.9, or 0 for none")
     if not 0 <= weight_decay < math.inf:
-        raise InputError(
-            f"the weight decay {weight_decay} is negative or not finite", "give one such as 5e-4"
-        )
+        raise InputError(f"the weight decay {weight_decay} is negative or not finite", "give one such as 5e-4")
     known = list(inspect.signature(OPTIMIZERS[name]).parameters)[3:]
     for option in options:
         if option not in known:

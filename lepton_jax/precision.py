@@ -25,8 +25,8 @@ def computed(loss: Loss, dtype: Any) -> Loss:
 
 
 def loss_scale(initial: float = 2.0**15) -> Stats:
-    """The state of dynamic loss scaling, an entry of the TrainState's stats."""
-    return {"loss_scale": {"scale": jnp.float32(initial), "good_steps": jnp.int32(0)}}
+    """What `scaled` starts from, the entry "loss_scale" of the stats."""
+    return {"scale": jnp.float32(initial), "good_steps": jnp.int32(0)}
 
 
 def scaled(loss: Loss, growth_interval: int = 2000) -> GradFn:
@@ -34,7 +34,7 @@ def scaled(loss: Loss, growth_interval: int = 2000) -> GradFn:
 
     The loss is multiplied by `stats["loss_scale"]["scale"]` and its gradient divided by it. A gradient with a NaN
     or infinity halves the scale and counts as no examples (weight 0), so it moves nothing; `growth_interval`
-    finite gradients in a row double the scale. Start the stats with `loss_scale()`.
+    finite gradients in a row double the scale. Start the stats with `loss_scale=loss_scale()`.
     """
 
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
@@ -59,7 +59,7 @@ def scaled(loss: Loss, growth_interval: int = 2000) -> GradFn:
 
 def differentiated(loss: Loss, precision: str) -> tuple[GradFn, Stats]:
     """The gradient of a loss computed in `precision`, and the stats that it starts from: float16 needs scaling."""
-    return (scaled(loss), loss_scale()) if precision == "float16" else (plain(loss), {})
+    return (scaled(loss), {"loss_scale": loss_scale()}) if precision == "float16" else (plain(loss), {})
 
 
 def _adjusted(state: Any, finite: Any, growth_interval: int) -> Any:

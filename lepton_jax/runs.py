@@ -26,9 +26,7 @@ def fresh(experiment: str, root: str = "runs") -> pathlib.Path:
     return next(path for path in (pathlib.Path(root) / name for name in names) if not path.exists())
 
 
-def check(
-    directory: pathlib.Path, experiment: str, config: Mapping[str, Any], identity: Mapping[str, Any]
-) -> bool:
+def check(directory: pathlib.Path, experiment: str, config: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     """Whether the directory holds this very run, to be resumed; False where it is new. Writes nothing.
 
     identity: what the flags do not say and must not change (the data's fingerprint, the parameter count).
@@ -38,9 +36,7 @@ def check(
         return False
     record = directory / "config.json"
     if not record.is_file():
-        raise InputError(
-            f"--run {directory} exists and is not a run directory", "name a new or empty directory"
-        )
+        raise InputError(f"--run {directory} exists and is not a run directory", "name a new or empty directory")
     found = json.loads(record.read_text())
     if found["experiment"] != experiment:
         problem = f"--run {directory} belongs to the experiment {found['experiment']!r}, not {experiment!r}"
@@ -75,9 +71,7 @@ def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> N
             if path.exists():
                 path.rmdir()
         reason = error.strerror or str(error)
-        raise InputError(
-            f"--run {directory} cannot be written: {reason}", "choose a --run on another disk"
-        ) from error
+        raise InputError(f"--run {directory} cannot be written: {reason}", "choose a --run on another disk") from error
 
 
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:

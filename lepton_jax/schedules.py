@@ -109,9 +109,7 @@ def build(
     """
     if name not in BY_EPOCH and name not in BY_STEP:
         raise unknown("schedule", name, [*BY_EPOCH, *BY_STEP])
-    _require(
-        0 <= peak < math.inf, f"the learning rate {peak} is not a finite number >= 0", "give one such as 1e-3"
-    )
+    _require(0 <= peak < math.inf, f"the learning rate {peak} is not a finite number >= 0", "give one such as 1e-3")
     _require(steps >= 1, f"a run of {steps} steps has nothing to do", "give at least 1 step")
     _require(steps_per_epoch >= 1, f"an epoch of {steps_per_epoch} steps is empty", "give at least 1 step")
     _require(

@@ -9,13 +9,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from lepton_jax import keys, mesh as meshes, tree
+from lepton_jax import keys, tree
+from lepton_jax import mesh as meshes
+from lepton_jax.errors import InputError
 from lepton_jax.types import Batch, GradFn, Key, Mean, Metrics, Model, Params, Rule, Step, TrainState
 
 
-def initial(
-    model: Model, optimizer: optax.GradientTransformation, key: Key, inputs: Any, **stats: Any
-) -> TrainState:
+def initial(model: Model, optimizer: optax.GradientTransformation, key: Key, inputs: Any, **stats: Any) -> TrainState:
     """The TrainState before the first step.
 
     inputs: one batch of model inputs, arrays or ShapeDtypeStructs. stats: what techniques that own state start
@@ -83,9 +83,7 @@ def averaged(step: Step, decay: float) -> Step:
         after, metrics = step(state, batch)
         # early steps average over what there is, so a short run is not stuck at its random start
         rate = jnp.maximum(1 - decay, 1 / (after.step + 1))
-        ema = jax.tree.map(
-            lambda mean, x: mean + rate.astype(x.dtype) * (x - mean), state.stats["ema"], after.params
-        )
+        ema = jax.tree.map(lambda mean, x: mean + rate.astype(x.dtype) * (x - mean), state.stats["ema"], after.params)
         return after._replace(stats={**after.stats, "ema": ema}), metrics
 
     return averaged_step
@@ -96,18 +94,27 @@ def place(state: TrainState, mesh: Mesh, rules: Sequence[Rule] = ()) -> TrainSta
     return jax.device_put(state, meshes.shardings(state, mesh, rules))
 
 
-def compile(
-    step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh, rules: Sequence[Rule] = ()
-) -> Any:
+def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """Raise InputError for a batch that the mesh's batch axes times the microbatches do not divide."""
+    parts = meshes.batch_shards(mesh) * microbatches
+    if batch_size % parts == 0:
+        return
+    below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
+    axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in meshes.batch_axes(mesh))
+    raise InputError(
+        f"a batch of {batch_size} does not divide over the mesh ({axes}) and {microbatches} microbatch(es)",
+        f"use a multiple of {parts}: {f'{below} or ' if below else ''}{above}",
+    )
+
+
+def compile(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
     """The step compiled ahead of time for states and batches like these (arrays or shapes); donates the state.
 
     Metrics come back whole on every device. Calling it with other shapes raises, so nothing recompiles unseen.
     """
     lie = meshes.shardings(state, mesh, rules)
     rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
-    jitted = jax.jit(
-        step, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0
-    )
+    jitted = jax.jit(step, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
     with jax.set_mesh(mesh):
         return jitted.lower(shapes(state), shapes(dict(batch))).compile()
 

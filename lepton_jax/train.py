@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -34,8 +35,8 @@ class Job:
     steps: int
     rules: tuple[Rule, ...] = ()
     log_every: int = 20  # steps
-    eval_every: int = 0  # steps, 0 for only at the end
-    checkpoint_every: int = 0  # steps, 0 for only at the end
+    eval_every: float = math.inf  # epochs; at the end in any case
+    checkpoint_every: float = math.inf  # epochs; at the end in any case
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
     save: Callable[[TrainState, Mapping[str, float]], None] | None = None
     reporter: Reporter = field(default_factory=Reporter)
@@ -44,9 +45,12 @@ class Job:
         """Passes over the data after `number` steps."""
         return round(number * self.stream.batch_size / self.stream.examples, 4)
 
-    def looks(self, number: int, every: int) -> bool:
-        """Whether something that happens `every` steps, and at the end, happens after step `number`."""
-        return number == self.steps or (every > 0 and number % every == 0)
+    def due(self, number: int, epochs: float) -> bool:
+        """Whether step `number` is the last, or completes another `epochs` passes over the data."""
+        if number == self.steps or math.isinf(epochs):
+            return number == self.steps
+        examples = Fraction(epochs).limit_denominator(10**6) * self.stream.examples
+        return number * self.stream.batch_size // examples > (number - 1) * self.stream.batch_size // examples
 
 
 def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -57,9 +61,10 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     """
     state = steps_.place(state, job.mesh, job.rules)
     number, scores, log = int(state.step), {}, Log(job)
-    for number, state, metrics in updates(job, state, log):
+    for number, latest, metrics in updates(job, state, log):
+        state = latest
         log.add(metrics)
-        evaluates, saves = job.looks(number, job.eval_every), job.looks(number, job.checkpoint_every)
+        evaluates, saves = job.due(number, job.eval_every), job.due(number, job.checkpoint_every)
         if evaluates or saves:
             log.catch_up(number)  # what is evaluated or saved has been seen to be finite
         elif number % job.log_every == 0:

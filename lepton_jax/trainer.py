@@ -1,31 +1,46 @@
 """`Trainer`: the same functions, arranged for a notebook."""
 
-import math
 import pathlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, losses, models, optimizers, precision, report, schedules, train
+from lepton_jax import (
+    checkpoint,
+    data,
+    errors,
+    evaluate,
+    gradients,
+    losses,
+    models,
+    optimizers,
+    precision,
+    report,
+    schedules,
+)
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
-from lepton_jax.errors import InputError, unknown
+from lepton_jax import train as loop
+from lepton_jax.errors import InputError
 from lepton_jax.types import Model, TrainState
 
-LOSSES = {"cross_entropy": losses.cross_entropy(), "squared_error": losses.squared_error}
+CRITERIA = {"cross_entropy": losses.cross_entropy(), "squared_error": losses.squared_error}
 
 
 class Trainer:
     """Trains a model on arrays.
 
         trainer = Trainer(mesh="8x1").fit(model, (images, labels), valid=(more, theirs), batch_size=100, epochs=10)
-        trainer.results["accuracy"], trainer.predict(images)
+        trainer.results["accuracy"]; trainer.predict(images)
 
-    mesh: as "8x1" or "data=4,fsdp=2"; all accelerators, or one CPU, by default. precision: float32, bfloat16 or
-    float16. run: a directory for checkpoints, from which the same `fit` goes on; none by default.
+    mesh: "8x1", "data=4,fsdp=2" ...; by default all accelerators, or one CPU. precision: float32, bfloat16 or
+    float16. run: a directory for checkpoints, from which the same `fit` goes on; none by default. After `fit`,
+    `state` is the TrainState, `results` the last evaluation, `history` the logged rows.
     """
 
     def __init__(
@@ -40,14 +55,11 @@ class Trainer:
         verbose: bool = True,
     ):
         self.mesh = meshes.make(mesh)
-        self.precision, self.microbatches, self.seed, self.log_every = precision, microbatches, seed, log_every
-        self.directory = None if run is None else pathlib.Path(run)
-        self.verbose = verbose
+        self.precision, self.microbatches, self.seed = precision, microbatches, seed
+        self.run, self.log_every, self.verbose = run, log_every, verbose
         self.results: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
-        self.state: TrainState | None = None
-        self.model: Model | None = None
-        self._criterion: Any = None
+        self._fitted: tuple[Model, losses.Criterion, TrainState] | None = None
 
     def fit(
         self,
@@ -60,27 +72,97 @@ class Trainer:
         optimizer: str | optax.GradientTransformation = "adamw",
         schedule: str | optax.Schedule = "cosine",
         learning_rate: float = 1e-3,
-        loss: Any = "cross_entropy",
-        augment: Any = None,
+        loss: str | losses.Criterion = "cross_entropy",
+        augment: Callable[[Any, Any], Any] | None = None,
     ) -> "Trainer":
-        """Train, and evaluate on `valid` after every epoch where it is given.
+        """Train from the start, or on from the newest checkpoint of `run`; evaluate on `valid` after every epoch.
 
-        model: a Linen or NNX module, an (init, apply) pair, or a Model. train, valid: (inputs, labels), a dict with
-        "input" and "label", or anything with len() and [i]. optimizer, schedule: names, or optax's; a learning
-        rate serves the names only. loss: a name, or a function (outputs, labels) -> a loss per example. augment:
-        (key, input) -> input. Raises InputError.
+        model: a Linen or NNX module, a pair (init, apply), or a Model. train, valid: (inputs, labels), a dict with
+        "input" and "label", or anything with len() and [i]. optimizer, schedule: a name, or optax's own; the
+        learning rate is for names. loss: a name, or (outputs, labels) -> a loss per example. augment: (key, input)
+        -> input, for one example. Raises InputError.
         """
-        self.model, self._criterion = models.as_model(model), _named(LOSSES, "loss", loss)
+        model, criterion = models.as_model(model), errors.named("loss", loss, CRITERIA)
         stream = data.Stream(data.as_source(train), batch_size, self.seed)
-        _check_batch(batch_size, self.microbatches, meshes.batch_shards(self.mesh))
-        total = stream.steps(epochs)
+        steps.check_batch(batch_size, self.microbatches, self.mesh)
         if isinstance(schedule, str):
-            schedule = schedules.build(schedule, learning_rate, total, stream.steps_per_epoch)
+            schedule = schedules.build(schedule, learning_rate, stream.steps(epochs), stream.steps_per_epoch)
         if isinstance(optimizer, str):
             optimizer = optimizers.build(optimizer, schedule)
-        loss_fn = losses.supervised(self.model, self._criterion)
-        loss_fn = precision.computed(loss_fn, self.precision)
-        loss_fn = losses.augmented(loss_fn, augment) if augment else loss_fn
-        gradient, stats = precision.differentiated(loss_fn, self.precision)
-        ...
+        step, stats = self._composed(model, criterion, optimizer, augment)
+        inputs = steps.shapes(stream.batch(0)["input"])
+        state = steps.initial(model, optimizer, jax.random.key(self.seed), inputs, **stats)
+        history = report.History()
+        job = loop.Job(
+            step=step,
+            stream=stream,
+            mesh=self.mesh,
+            steps=stream.steps(epochs),
+            rules=model.rules,
+            log_every=self.log_every,
+            eval_every=1,
+            checkpoint_every=1,
+            evaluate=valid if valid is None else assessor(model, criterion, self.mesh, state, data.as_source(valid)),
+            reporter=report.Together([history, report.screen(stream.steps(epochs))] if self.verbose else [history]),
+        )
+        with job.reporter:
+            state, self.results = self._fit(job, state)
+        self._fitted, self.history = (model, criterion, state), history.rows
         return self
+
+    def _composed(self, model: Model, criterion: losses.Criterion, optimizer: Any, augment: Any) -> tuple[Any, Any]:
+        """The step, and the stats that it starts from."""
+        loss = precision.computed(losses.supervised(model, criterion), self.precision)
+        if augment is not None:
+            loss = losses.augmented(loss, augment)
+        gradient, stats = precision.differentiated(loss, self.precision)
+        return steps.descend(gradients.accumulate(gradient, self.microbatches), optimizer), stats
+
+    def _fit(self, job: loop.Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """`loop.fit`, with checkpoints where there is a directory for them."""
+        if self.run is None:
+            return loop.fit(job, state)
+        with checkpoint.Checkpoints(pathlib.Path(self.run) / "checkpoints") as checkpoints:
+            if checkpoints.latest() is not None:
+                state, _ = checkpoints.restore(state, self.mesh, job.rules)
+
+            def save(state: TrainState, scores: Mapping[str, float]) -> None:
+                checkpoints.save(state, {}, scores)
+
+            return loop.fit(replace(job, save=save), state)
+
+    def evaluate(self, examples: Any) -> dict[str, float]:
+        """Loss, and for classification all that `evaluate.Evaluation.metrics` has, on (inputs, labels) or a source."""
+        model, criterion, state = self._trained()
+        return assessor(model, criterion, self.mesh, state, data.as_source(examples))(state)
+
+    def predict(self, inputs: Any) -> Any:
+        """The model's outputs for inputs [n, ...], numpy; logits for a classifier."""
+        model, _, state = self._trained()
+        return evaluate.predictor(model, self.mesh)(state.params, state.stats, inputs)
+
+    @property
+    def state(self) -> TrainState:
+        """The TrainState that `fit` ended with."""
+        return self._trained()[2]
+
+    def _trained(self) -> tuple[Model, losses.Criterion, TrainState]:
+        if self._fitted is None:
+            raise InputError("this trainer has not been fitted", "call fit first")
+        return self._fitted
+
+
+def assessor(
+    model: Model, criterion: losses.Criterion, mesh: Mesh, state: TrainState, source: data.Source
+) -> Callable[[TrainState], dict[str, float]]:
+    """State -> metrics on a source: all of a classifier's where labels are integers, else the mean loss."""
+    first = data.gather(source, np.array([0]))
+    variables = {"params": state.params, **state.stats.get("model", {})}
+    outputs = jax.eval_shape(lambda v: model.apply(v, first["input"], False, None)[0], variables)
+    size = evaluate.batch_size_for(mesh, min(256, len(source)))
+    classifies = first["label"].ndim == 1 and first["label"].dtype.kind in "iu" and len(outputs.shape) == 2
+    if classifies:
+        judge = evaluate.evaluator(model, criterion, mesh, outputs.shape[1])
+        return lambda state: judge(state.params, state.stats, data.evaluation_batches(source, size)).metrics
+    measure = evaluate.loss_evaluator(model, criterion, mesh)
+    return lambda state: measure(state.params, state.stats, data.evaluation_batches(source, size))

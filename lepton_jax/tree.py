@@ -23,9 +23,7 @@ def paths(tree: PyTree) -> list[str]:
 
 def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` where `function` gets the leaf's name first."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
 def select(pattern: str, tree: PyTree) -> PyTree:
@@ -36,9 +34,7 @@ def select(pattern: str, tree: PyTree) -> PyTree:
     mask = map_named(lambda name, _: re.search(pattern, name) is not None, tree)
     if not any(jax.tree.leaves(mask)):
         some = ", ".join(paths(tree)[:4])
-        raise InputError(
-            f"the pattern {pattern!r} matches no leaf of the tree", f"leaves are named like: {some}"
-        )
+        raise InputError(f"the pattern {pattern!r} matches no leaf of the tree", f"leaves are named like: {some}")
     return mask
 
 
@@ -69,9 +65,7 @@ def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
 
 def norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all leaves together, accumulated in at least float32."""
-    squares = [
-        jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in jax.tree.leaves(tree)
-    ]
+    squares = [jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
 
 

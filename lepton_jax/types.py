@@ -13,15 +13,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PyTree
+from jaxtyping import Key as KeyArray
 
 T = TypeVar("T")
 
-Key = PRNGKeyArray
+Key = KeyArray[Array, ""]
+Keys = KeyArray[Array, "..."]  # usually one per example, [batch]
 Params = PyTree[Array]
-Stats = dict[
-    str, Any
-]  # one entry per owner: "model", "loss_scale", "ema" ...; each passes on what it does not own
+Stats = dict[str, Any]  # one entry per owner: "model", "loss_scale", "ema" ...; each passes on what it does not own
 Batch = Mapping[str, Any]  # arrays whose leading axis is the examples; may hold "weight" and "index"
 Variables = dict[str, Any]  # {"params": ..., and the model's other collections}
 
@@ -99,5 +99,5 @@ class Model(NamedTuple):
     """
 
     init: Callable[[Key, Any], Variables]
-    apply: Callable[[Variables, Any, bool, Key | None], tuple[Any, dict[str, Any]]]
+    apply: Callable[[Variables, Any, bool, Keys | None], tuple[Any, dict[str, Any]]]
     rules: tuple[Rule, ...] = ()

@@ -11,7 +11,9 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("lepton_jax", "beartype.beartype")
+import tests.checker  # noqa: F401  the hook finds it by name
+
+_hook = install_import_hook("lepton_jax", "tests.checker.check")
 _hook.__enter__()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -67,9 +67,7 @@ def models() -> dict[str, Callable[[], Model]]:
     return {
         "mlp": lambda: models.normalized(models.mlp((32, 32), CLASSES), mean, std),
         "resnet": lambda: models.normalized(models.resnet.small(8, CLASSES), mean, std),
-        "dropout": lambda: models.normalized(
-            models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std
-        ),
+        "dropout": lambda: models.normalized(models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std),
     }
 
 
@@ -104,9 +102,7 @@ def beginning(model: Model, technique: Technique, dtype: Any = jnp.float32) -> T
     """The state before the first step, its numbers in `dtype`."""
     inputs = step.shapes(data.Stream(digits(), BATCH, 0).batch(0)["input"])
     state = step.initial(model, optimizer(), jax.random.key(7), inputs, **technique.stats())
-    return state._replace(
-        **{part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")}
-    )
+    return state._replace(**{part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")})
 
 
 def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any = jnp.float32) -> Run:
