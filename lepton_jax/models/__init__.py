@@ -1,0 +1,14 @@
+"""Models: Flax modules and others behind init and apply over plain nested dicts of arrays."""
+
+from lepton_jax.models import resnet as resnet
+from lepton_jax.models.adapters import as_model as as_model
+from lepton_jax.models.adapters import functions as functions
+from lepton_jax.models.adapters import linen as linen
+from lepton_jax.models.adapters import nnx as nnx
+from lepton_jax.models.catalog import build as build
+from lepton_jax.models.catalog import by_name as by_name
+from lepton_jax.models.catalog import table as table
+from lepton_jax.models.cnn import cnn as cnn
+from lepton_jax.models.inputs import normalized as normalized
+from lepton_jax.models.layers import Dropout as Dropout
+from lepton_jax.models.mlp import mlp as mlp

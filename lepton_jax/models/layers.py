@@ -1,0 +1,73 @@
+"""What models share: exact dropout, the convolution and norm of residual networks, sharding rules by layer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Num
+
+from lepton_jax import keys as keys_
+from lepton_jax.errors import InputError
+from lepton_jax.types import Keys, Rule
+
+Images = Num[Array | np.ndarray, "batch height width channels"]
+
+# He et al. 2015, https://arxiv.org/abs/1502.01852, by outgoing connections as usual for residual networks
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+convolution_rules = (Rule(r"conv\d*/kernel$", (None, None, None, "model")),)
+norm_rules = (Rule(r"norm\d*/(scale|bias|mean|var)$", ("model",)),)
+dense_rules = (Rule(r"dense\d*/kernel$", (None, "model")), Rule(r"dense\d*/bias$", ("model",)))
+head_rules = (Rule(r"head/kernel$", (None, "model")), Rule(r"head/bias$", ("model",)))
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask for an example depends on that example's key and on the layer, and on nothing else.
+
+    So neither the mesh, the microbatch nor the row in the batch changes it. rate: the share of activations set to
+    zero in training, in [0, 1); the rest are divided by 1 - rate. Srivastava et al. 2014,
+    https://jmlr.org/papers/v15/srivastava14a.html.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, keys: Keys | None = None) -> Array:
+        """x: [batch, ...]; keys: [batch]. Raises InputError for another rate and in training without keys."""
+        if not 0 <= self.rate < 1:
+            raise InputError(f"the dropout rate {self.rate} is not in [0, 1)", "choose one from 0 to below 1")
+        if not train or self.rate == 0:
+            return x
+        if keys is None:
+            raise InputError("dropout got no keys in training", "pass keys to apply, one per example")
+        keep = 1 - self.rate
+        # the path tells layers apart: two layers of one shape must not drop the same units
+        own = keys_.named(keys, "/".join(self.path))
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(own)
+        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+
+
+def convolution(features: int, size: int, strides: int = 1, name: str | None = None) -> nn.Conv:
+    """A size x size convolution without bias, padded by size // 2 on every side.
+
+    The padding is explicit because "SAME" puts a strided convolution's window one pixel further along.
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(strides, strides),
+        padding=((size // 2, size // 2),) * 2,
+        use_bias=False,
+        kernel_init=kaiming_normal,
+        name=name,
+    )
+
+
+def norm(train: bool, name: str | None = None, scale: Any = nn.initializers.ones) -> nn.BatchNorm:
+    """Batch normalization over examples and pixels; running averages keep 0.9 of themselves a step.
+
+    Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167. Statistics are in float32 whatever the input.
+    """
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, scale_init=scale, name=name)
