@@ -50,28 +50,8 @@ class Result(NamedTuple):
 
 def dataset(config: Config) -> data.Dataset:
     """The data that the flags name, checked. Raises InputError."""
-    loaded = data.load(
-        config.data,
-        config.data_dir,
-        seed=config.seed,
-        image_size=config.image_size,
-        on_bad_image=config.on_bad_image,
-    )
-    data.check(loaded)
-    return loaded
-
-
-class Clock:
-    """Seconds that a run has taken, over all its lives."""
-
-    def __init__(self):
-        self._begun, self._before = time.perf_counter(), 0.0
-
-    def add(self, seconds: float) -> None:
-        self._before += seconds
-
-    def seconds(self) -> float:
-        return round(self._before + time.perf_counter() - self._begun, 3)
+    options = {"image_size": config.image_size, "on_bad_image": config.on_bad_image}
+    return data.load(config.data, config.data_dir, seed=config.seed, **options)
 
 
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:

@@ -122,8 +122,8 @@ def place(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), dict(batch))
 
 
-def shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
-    """How each leaf of `state` (arrays or shapes) lies over the mesh.
+def shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = (), fsdp: bool = True) -> PyTree:
+    """How each leaf of `state` (arrays or shapes) lies over the mesh; `fsdp=False` for how it is computed with.
 
     The first rule whose pattern is found in the leaf's path applies; then fsdp takes the largest dimension that
     it divides and that is still whole. A dimension that its axis does not divide stays whole. Raises InputError
@@ -131,10 +131,10 @@ def shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = ()) -> PyTree:
     """
     for rule in rules:
         tree.select(rule.pattern, state)
-    return tree.map_named(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf.shape, mesh, rules)), state)
+    return tree.map_named(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf.shape, mesh, rules, fsdp)), state)
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> P:
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule], fsdp: bool) -> P:
     axes: list[Any] = [None] * len(shape)
     for rule in rules:
         if re.search(rule.pattern, name) and len(rule.axes) == len(shape):
@@ -144,8 +144,8 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) 
                 for axis, size, length in zip(rule.axes, sizes, shape, strict=True)
             ]
             break
-    fsdp = mesh.shape.get("fsdp", 1)
-    whole = [d for d, length in enumerate(shape) if axes[d] is None and length % fsdp == 0]
-    if fsdp > 1 and whole:
+    parts = mesh.shape.get("fsdp", 1) if fsdp else 1
+    whole = [d for d, length in enumerate(shape) if axes[d] is None and length % parts == 0]
+    if parts > 1 and whole:
         axes[max(whole, key=lambda d: shape[d])] = "fsdp"
     return P(*axes)

@@ -5,6 +5,7 @@ device never waits for the host to print.
 """
 
 import collections
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -86,10 +87,11 @@ def updates(job: Job, state: TrainState, log: "Log") -> Iterator[tuple[int, Trai
     with jax.set_mesh(job.mesh):
         compiled = steps_.compile(job.step, state, job.stream.batch(start), job.mesh, job.rules)
         log.start_clock()
-        for number, batch in enumerate(log.waited(job.stream.batches(start, job.steps)), start + 1):
-            state, metrics = compiled(state, meshes.place(batch, job.mesh))
-            job.reporter.progress(number)
-            yield number, state, metrics
+        with contextlib.closing(job.stream.batches(start, job.steps)) as batches:
+            for number, batch in enumerate(log.waited(batches), start + 1):
+                state, metrics = compiled(state, meshes.place(batch, job.mesh))
+                job.reporter.progress(number)
+                yield number, state, metrics
 
 
 def evaluated(job: Job, state: TrainState, number: int) -> dict[str, float]:
