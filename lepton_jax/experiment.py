@@ -54,6 +54,21 @@ def dataset(config: Config) -> data.Dataset:
     return data.load(config.data, config.data_dir, seed=config.seed, **options)
 
 
+class Clock:
+    """Seconds that a run has taken, over all its lives."""
+
+    def __init__(self):
+        self._begun, self._before = time.perf_counter(), 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count an earlier life's seconds too."""
+        self._before += seconds
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return round(self._before + time.perf_counter() - self._begun, 3)
+
+
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule and the optimizer that the flags name. Raises InputError."""
     options = {name: getattr(config, name) for name in ("gamma", "step_size") if getattr(config, name) is not None}
