@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lepton_jax import runs
+
 Row = Mapping[str, Any]
 
 
@@ -81,10 +83,10 @@ class Journal(Reporter):
     """metrics.jsonl: one JSON object per row, flushed at once."""
 
     def __init__(self, directory: pathlib.Path):
-        self._file = (directory / "metrics.jsonl").open("a")
+        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
 
     def train(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(runs.strict(row), allow_nan=False) + "\n")
         self._file.flush()
 
     evaluation = train

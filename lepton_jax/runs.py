@@ -7,6 +7,7 @@ RUN/result.json      how it ended                         RUN/report.html    the
 
 import datetime
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -43,7 +44,7 @@ def check(directory: pathlib.Path, experiment: str, config: Mapping[str, Any], i
         raise InputError(problem, "give this experiment a --run of its own")
     for what, new in (("config", config), ("identity", identity)):
         for name in sorted(set(new) - NEUTRAL):
-            if json.loads(json.dumps(new[name])) != found[what].get(name):
+            if json.loads(json.dumps(strict(new[name]))) != found[what].get(name):
                 raise InputError(
                     f"--run {directory} was made with {name} = {found[what].get(name)!r}, not {new[name]!r}",
                     "repeat the command that made it, or choose another --run",
@@ -76,25 +77,38 @@ def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> N
 
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     """A JSON file, complete or not at all."""
+    replace(path, json.dumps(strict(record), indent=2, allow_nan=False) + "\n")
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """A text file, complete or as it was before."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(record, indent=2) + "\n")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def rewind(directory: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    """Cut metrics.jsonl back to the lines up to `step`, the one that a resumed run goes on from; returns them."""
+def strict(record: Any) -> Any:
+    """The record as JSON can say it: null for NaN and infinities, for which it has no words."""
+    if isinstance(record, Mapping):
+        return {name: strict(value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [strict(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
+
+
+def rows(directory: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without a last line that a kill cut in half."""
     path = directory / "metrics.jsonl"
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        # a line that a kill cut in half has no newline, and is after the last checkpoint
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept))
-    os.replace(part, path)
-    return [json.loads(line) for line in kept]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def rewind(directory: pathlib.Path, step: int) -> list[dict[str, Any]]:
+    """Cut metrics.jsonl back to the rows up to `step`, the one that a resumed run goes on from; returns them."""
+    kept = [row for row in rows(directory) if row["step"] <= step]
+    if (directory / "metrics.jsonl").exists():
+        replace(directory / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+    return kept
