@@ -147,6 +147,8 @@ def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> 
     try:
         settings = parse(config, presets, sys.argv[1:], program)
         settings.check()
+        # JAX takes seconds to start, and silence looks like a fault
+        print(f"starting   {program.split()[-1]}, preset {settings.preset}, seed {settings.seed}", flush=True)
         _before_jax(settings)
         main(settings)
     except InputError as error:

@@ -5,6 +5,7 @@ import pathlib
 import platform
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -109,13 +110,15 @@ def run(recipe: Recipe, config: Config) -> Result:
             checkpoints.save(state, {"seconds": clock.seconds()}, scores)
 
         with reporters(directory, total, int(state.step)) as reporter:
-            reporter.say(opening(recipe, config, mesh, state, directory))
+            known = facts(recipe, config, mesh, state)
+            reporter.say(opening(known, state, directory, total))
             job = planned(recipe, config, mesh, reporter, lambda state: assess(state).metrics, save)
             state, scores = train.fit(job, state)
+            reporter.stage("evaluating")
             evaluation = assess(state)
     record = result(recipe, config, mesh, total, scores, clock.seconds())
     runs.write(directory / "result.json", record)
-    print(closing(recipe, directory, evaluation, record))
+    reporter.say(closing(recipe, directory, evaluation, record))
     return Result(state, record["metrics"], directory)
 
 
@@ -183,34 +186,49 @@ def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter
     return report.Together([report.screen(total), report.Journal(directory), report.Events(directory, step)])
 
 
-def opening(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path) -> str:
-    """What a person wants to know before the first step."""
-    devices = (
-        f"{mesh.size} {'simulated CPU' if meshes.is_simulated(mesh) else mesh.devices.flat[0].device_kind} device(s)"
-    )
+def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict[str, str]:
+    """What a person wants to know of a run before it starts, each in a line."""
+    kind = mesh.devices.flat[0].device_kind
+    named = f"{mesh.size} x {'CPU' if kind == 'cpu' else kind}"
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     per_device = config.batch_size // meshes.batch_shards(mesh)
-    data_ = recipe.dataset
-    step, total = int(state.step), recipe.stream.steps(config.epochs)
-    lines = [
-        "  ".join(f"{name} {version}" for name, version in versions().items()),
-        f"devices    {devices}, mesh {axes}, batch {config.batch_size} = {per_device} per device"
-        + (f" in {config.microbatches} microbatches" if config.microbatches > 1 else ""),
-        f"data       {data_.name}: {len(data_.train):,} train, {len(data_.test):,} test, {len(data_.classes)} classes",
-        f"model      {tree.count(state.params):,} parameters, {config.precision}",
-        *(f"           {line}" for line in table(state.params)),
-        f"run        {directory}" + (f", going on after step {step} of {total}" if step else f", {total} steps"),
-        "compiling  the first step takes a while",
-    ]
-    return "\n".join(lines)
+    microbatches = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
+    found = recipe.dataset
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "devices": f"{mesh.size} simulated, all on this machine's CPU" if meshes.is_simulated(mesh) else named,
+        "mesh": f"{axes}; a batch of {config.batch_size:,} is {per_device:,} per device{microbatches}",
+        "data": f"{found.name}: {len(found.train):,} train, {len(found.test):,} test, {len(found.classes):,} classes",
+        "model": f"{tree.count(state.params):,} parameters, {config.precision}",
+    }
 
 
-def table(params: Any) -> list[str]:
-    """A line per top-level part of the parameters: name, arrays, numbers."""
+def opening(known: Mapping[str, str], state: TrainState, directory: pathlib.Path, total: int) -> str:
+    """The first screen: the facts, the parameters by part, and where the run is written."""
+    lines = [line for name, fact in known.items() for line in labelled(name, fact)]
+    lines += [f"{'':11}{line}" for line in table(state.params)]
+    step = int(state.step)
+    where = f"on from step {step:,} of {total:,}" if step else f"{total:,} steps"
+    return "\n".join([*lines, f"{'run':<9}  {directory}, {where}"])
+
+
+def labelled(label: str, text: str) -> list[str]:
+    """Text in lines that fit 80 columns, the first one behind its label."""
+    lines = textwrap.wrap(text, 69, break_long_words=False, break_on_hyphens=False)
+    return [f"{label if n == 0 else '':<9}  {line}" for n, line in enumerate(lines)]
+
+
+def table(params: Any, rows: int = 12) -> list[str]:
+    """A line per top-level part of the parameters: name, arrays, numbers; the smallest together past `rows`."""
     parts = dict(params) if isinstance(params, Mapping) else {"params": params}
-    width = max(map(len, parts), default=0)
-    rows = [(name, len(jax.tree.leaves(part)), tree.count(part)) for name, part in parts.items()]
-    return [f"{name:<{width}}  {arrays:>4} arrays  {numbers:>11,}" for name, arrays, numbers in rows]
+    counts = {name: (len(jax.tree.leaves(part)), tree.count(part)) for name, part in parts.items()}
+    if len(counts) > rows:
+        largest = sorted(counts, key=lambda name: counts[name][1], reverse=True)[: rows - 1]
+        rest = [count for name, count in counts.items() if name not in largest]
+        counts = {name: count for name, count in counts.items() if name in largest}
+        counts[f"{len(rest)} more"] = (sum(a for a, _ in rest), sum(n for _, n in rest))
+    width = max(map(len, counts), default=0)
+    return [f"{name:<{width}}  {arrays:>4} arrays  {numbers:>13,}" for name, (arrays, numbers) in counts.items()]
 
 
 def versions() -> dict[str, str]:
@@ -238,26 +256,29 @@ def result(recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mappi
 def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]) -> str:
     """How it ended: the table by class, the files written, the next commands."""
     names = recipe.dataset.classes
-    lines = per_class(names, evaluation) if len(names) <= 20 else []
-    shown = ("accuracy", "top5", "f1_macro", "auc", "loss")
-    scores = "  ".join(f"{name} {record['metrics'][f'test/{name}']:.4f}" for name in shown)
+    shown = ("accuracy", "f1_macro", "auc", "loss")
+    scores = "  ".join(report.quantity(name, record["metrics"][f"test/{name}"]) for name in shown)
+    files = "  ".join(sorted(path.name + "/" * path.is_dir() for path in directory.iterdir()))
     return "\n".join(
         [
-            *lines,
-            f"result     {scores}  in {record['seconds']:.0f} s",
-            f"files      {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}",
-            f"next       tensorboard --logdir {directory}/events",
-            f"           {again(recipe, directory)}    # goes on from here, or shows the result again",
+            *(per_class(names, evaluation) if len(names) <= 20 else []),
+            f"result     {scores}  in {report.clock(record['seconds'])}",
+            f"files      {directory}/",
+            f"           {files}",
+            f"next       {again(recipe, directory)}",
+            "           goes on where it stopped, or shows the result again",
+            f"           tensorboard --logdir {shlex.quote(str(directory / 'events'))}",
         ]
     )
 
 
 def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[str]:
     """A table of precision, recall and F1 by class."""
-    width = max(5, *map(len, names))
-    head = f"{'class':<{width}}  examples  precision  recall      f1"
+    names = tuple(textwrap.shorten(name, 28, placeholder="...") for name in names)
+    width = max(4, *map(len, names))
+    head = f"classes    {'name':<{width}}  examples  precision  recall      f1"
     rows = [
-        f"{name:<{width}}  {row['examples']:>8,}  {row['precision']:>9.4f}  {row['recall']:.4f}  {row['f1']:.4f}"
+        f"{'':11}{name:<{width}}  {row['examples']:>8,}  {row['precision']:>9.4f}  {row['recall']:.4f}  {row['f1']:.4f}"
         for name, row in zip(names, evaluation.per_class, strict=True)
     ]
     return [head, *rows]

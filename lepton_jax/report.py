@@ -1,12 +1,14 @@
 """What a run shows and records: the screen, metrics.jsonl, TensorBoard events.
 
-A Reporter hears of rows as they come: `train` (a logged step), `evaluation`, `progress` (every step) and `say`
-(a line of text). Rows are plain dicts of numbers.
+A Reporter hears of rows as they come: `train` (a logged step), `evaluation`, `progress` (every step), `stage`
+(compiling, evaluating) and `say` (text). Rows are plain dicts of numbers.
 """
 
 import json
+import math
 import pathlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,9 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line of text."""
+
+    def stage(self, what: str) -> None:
+        """Something other than training begins, and lasts until the next step: "compiling", "evaluating" ..."""
 
     def progress(self, step: int) -> None:
         """A step was dispatched."""
@@ -49,6 +54,10 @@ class Together(Reporter):
     def say(self, text: str) -> None:
         for reporter in self._reporters:
             reporter.say(text)
+
+    def stage(self, what: str) -> None:
+        for reporter in self._reporters:
+            reporter.stage(what)
 
     def progress(self, step: int) -> None:
         for reporter in self._reporters:
@@ -115,23 +124,39 @@ class Events(Reporter):
         self._writer.close()
 
 
-def sentence(row: Row) -> str:
-    """A row as one plain line: `step 40  epoch 2.7  loss 0.4312 ...`."""
-    return "  ".join(f"{name.split('/')[-1]} {number(value)}" for name, value in row.items())
+SHOWN = ("step", "epoch", "loss", "accuracy", "f1_macro", "learning_rate", "examples_per_second")
+FORMATS = {
+    "step": "step {:>6,}",
+    "epoch": "epoch {:>6.2f}",
+    "learning_rate": "learning rate {:<8.3g}",
+    "examples_per_second": "{:>7,.0f} examples/s",
+}
+
+
+def sentence(kind: str, row: Row) -> str:
+    """What a line shows of a row: `train  step     40  epoch   2.70  loss 0.4312 ...`; kind: train or test."""
+    values = {name.split("/")[-1]: value for name, value in row.items()}
+    parts = [quantity(name, values[name]) for name in SHOWN if values.get(name) is not None]
+    return "  ".join([f"{kind:<5}", *parts]).rstrip()
+
+
+def quantity(name: str, value: Any) -> str:
+    """A number with its name or unit: `loss 0.4312`, `12,345 examples/s`."""
+    return FORMATS[name].format(value) if name in FORMATS else f"{name} {number(value)}"
 
 
 def number(value: Any) -> str:
-    """A number as people read it: integers whole, others to four digits."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    """A number as people read it: integers whole, others to four decimals, or as 1.23e-05 where those say little."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    plain = value == 0 or 1e-3 <= abs(value) < 1e4 or not math.isfinite(value)
+    return f"{value:.4f}" if plain else f"{value:.2e}"
 
 
-SHOWN = ("step", "epoch", "train/loss", "train/learning_rate", "train/examples_per_second")
-SHOWN_EVALUATION = ("epoch", "test/loss", "test/accuracy", "test/f1_macro")
-
-
-def chosen(row: Row, names: Sequence[str]) -> Row:
-    """The part of a row that fits on a line."""
-    return {name: row[name] for name in names if name in row}
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 class Lines(Reporter):
@@ -140,49 +165,74 @@ class Lines(Reporter):
     def say(self, text: str) -> None:
         print(text, flush=True)
 
+    def stage(self, what: str) -> None:
+        if what == "compiling":
+            self.say("compiling  the first step takes a while")
+
     def train(self, row: Row) -> None:
-        print(sentence(chosen(row, SHOWN)), flush=True)
+        self.say(sentence("train", row))
 
     def evaluation(self, row: Row) -> None:
-        print("evaluation  " + sentence(chosen(row, SHOWN_EVALUATION)), flush=True)
+        self.say(sentence("test", row))
 
 
 class Bar(Reporter):
-    """A terminal: a bar with the loss, examples/s and the time left, and a line per evaluation above it."""
+    """A terminal: a spinner while compiling, then a bar with the loss, examples/s and the time left.
+
+    A line per evaluation goes above it.
+    """
 
     def __init__(self, steps: int):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-        )
         self._console = Console(highlight=False)
-        self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self._console)
-        self._task = self._bar.add_task("", total=steps, now="compiling", start=True)
-        self._started = False
+        wait = (TextColumn("{task.description:<10}"), TimeElapsedColumn(), SpinnerColumn("dots"))
+        self._spinner = Progress(*wait, console=self._console, transient=True)
+        bar = BarColumn(bar_width=max(8, min(40, self._console.width - 70)))
+        text = [TextColumn(f"{{task.fields[{name}]}}") for name in ("count", "now", "left")]
+        self._bar = Progress(TextColumn("{task.description:<10}"), bar, *text, console=self._console)
+        self._task = self._bar.add_task("training", total=steps, count="", now="", left="")
+        self._steps, self._begun = steps, None
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        from rich.text import Text
+
+        shown = Text(text)
+        shown.highlight_regex(r"(?m)^[a-z]+(?=  )", "bold cyan")
+        self._console.print(shown, soft_wrap=True)
+
+    def stage(self, what: str) -> None:
+        if self._begun is None:
+            self._spinner.add_task(what)
+            self._spinner.start()
+        else:
+            self._bar.update(self._task, description=what)
 
     def progress(self, step: int) -> None:
-        if not self._started:
+        if self._begun is None:
+            self._spinner.stop()
             self._bar.start()
-            self._started = True
-        self._bar.update(self._task, completed=step)
+            self._begun = (step - 1, time.perf_counter())
+        first, since = self._begun
+        seconds = time.perf_counter() - since
+        left = clock(seconds / (step - first) * (self._steps - step)) + " left"
+        count = f"{step:,}/{self._steps:,}"
+        self._bar.update(self._task, description="training", completed=step, count=count, left=left)
 
     def train(self, row: Row) -> None:
-        now = f"loss {row['train/loss']:.4f}  {row['train/examples_per_second']:,.0f} examples/s"
+        values = {"loss": row.get("train/loss"), "examples_per_second": row.get("train/examples_per_second")}
+        now = "  ".join(quantity(name, value) for name, value in values.items() if value is not None)
         self._bar.update(self._task, now=now)
 
     def evaluation(self, row: Row) -> None:
-        self.say(sentence(chosen(row, SHOWN_EVALUATION)))
+        self.say(sentence("test", row))
 
     def close(self) -> None:
-        if self._started:
+        self._spinner.stop()
+        if self._begun is not None:
+            left = f"in {clock(time.perf_counter() - self._begun[1])}"
+            self._bar.update(self._task, description="training", left=left)
             self._bar.stop()
 
 

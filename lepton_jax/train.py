@@ -85,7 +85,10 @@ def updates(job: Job, state: TrainState, log: "Log") -> Iterator[tuple[int, Trai
     if start >= job.steps:
         return
     with jax.set_mesh(job.mesh):
+        job.reporter.stage("compiling")
+        before = time.perf_counter()
         compiled = steps_.compile(job.step, state, job.stream.batch(start), job.mesh, job.rules)
+        job.reporter.say(f"compiled   in {time.perf_counter() - before:.1f} s")
         log.start_clock()
         with contextlib.closing(job.stream.batches(start, job.steps)) as batches:
             for number, batch in enumerate(log.waited(batches), start + 1):
@@ -98,6 +101,7 @@ def evaluated(job: Job, state: TrainState, number: int) -> dict[str, float]:
     """The scores of a state, reported; none where the job has no evaluation."""
     if job.evaluate is None:
         return {}
+    job.reporter.stage("evaluating")
     scores = dict(job.evaluate(state))
     row = {"step": number, "epoch": job.epoch(number)}
     job.reporter.evaluation({**row, **{f"test/{name}": value for name, value in scores.items()}})
