@@ -14,8 +14,9 @@ import lepton_jax as lp
 class Config(lp.cli.Config):
     """Train a residual network on images."""
 
-    depth: int = 8
-    """6n+2 for small images (8, 20, 56 ...); 18, 34, 50 or 101 for the ImageNet family."""
+    model: str = "resnet8"
+    """resnet8, 20, 56 ... for small images; resnet18, 34, 50, 101 for large ones (resnet18-small for small ones);
+    cnn or mlp to compare with."""
     crop_padding: int = 1
     """Pixels of padding before the random crop."""
     flip: bool = False
@@ -31,7 +32,7 @@ PRESETS = {
     "smoke": Config(epochs=2, batch_size=128),
     "cifar10": Config(
         data="cifar10",
-        depth=20,
+        model="resnet20",
         epochs=3,
         batch_size=128,
         crop_padding=4,
@@ -41,7 +42,7 @@ PRESETS = {
     ),
     "imagenet": Config(
         data="folder",
-        depth=50,
+        model="resnet50",
         image_size=224,
         epochs=90,
         batch_size=256,
@@ -61,7 +62,7 @@ def main(config: Config) -> "lp.experiment.Result":
     """Compose the recipe and run it."""
     dataset = lp.experiment.dataset(config)
     stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
-    network = lp.models.build(f"resnet{config.depth}", len(dataset.classes))
+    network = lp.models.build(config.model, len(dataset.classes))
     model = lp.models.normalized(network, *lp.data.statistics(dataset.train))
     criterion = lp.cross_entropy(config.label_smoothing)
     schedule, optimizer = lp.experiment.optimization(config, stream)
