@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, optimizers, report, runs, schedules, train, tree
+from lepton_jax import checkpoint, data, evaluate, optimizers, page, report, runs, schedules, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax.cli import Config
@@ -117,6 +117,7 @@ def run(recipe: Recipe, config: Config) -> Result:
             reporter.stage("evaluating")
             evaluation = assess(state)
     record = result(recipe, config, mesh, total, scores, clock.seconds())
+    page.write(directory, told(recipe, config, directory, known, record, evaluation))
     runs.write(directory / "result.json", record)
     reporter.say(closing(recipe, directory, evaluation, record))
     return Result(state, record["metrics"], directory)
@@ -253,6 +254,27 @@ def result(recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mappi
     }
 
 
+def told(
+    recipe: Recipe,
+    config: Config,
+    directory: pathlib.Path,
+    known: Mapping[str, str],
+    record: Mapping[str, Any],
+    evaluation: evaluate.Evaluation,
+) -> page.Page:
+    """The run as report.html tells it."""
+    return page.Page(
+        record=record,
+        facts=known,
+        rows=runs.rows(directory),
+        confusion=evaluation.confusion,
+        per_class=evaluation.per_class,
+        classes=recipe.dataset.classes,
+        flags=asdict(config),
+        command=command(recipe, None),
+    )
+
+
 def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]) -> str:
     """How it ended: the table by class, the files written, the next commands."""
     names = recipe.dataset.classes
@@ -265,7 +287,8 @@ def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evalua
             f"result     {scores}  in {report.clock(record['seconds'])}",
             f"files      {directory}/",
             f"           {files}",
-            f"next       {again(recipe, directory)}",
+            f"report     {directory / 'report.html'}",
+            f"next       {command(recipe, directory)}",
             "           goes on where it stopped, or shows the result again",
             f"           tensorboard --logdir {shlex.quote(str(directory / 'events'))}",
         ]
@@ -284,10 +307,13 @@ def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[s
     return [head, *rows]
 
 
-def again(recipe: Recipe, directory: pathlib.Path) -> str:
-    """The command that was given, with the run directory that it made."""
-    flags = sys.argv[1:]
-    named = any(flag.split("=")[0] == "--run" for flag in flags)
-    return shlex.join(
-        ["python", "-m", f"experiments.{recipe.name}", *flags, *([] if named else ["--run", str(directory)])]
-    )
+def command(recipe: Recipe, directory: pathlib.Path | None) -> str:
+    """The command that was given, writing to another run directory, or to a new one."""
+    given = sys.argv[1:]
+    flags = [
+        flag
+        for before, flag in zip(["", *given], given, strict=False)
+        if "--run" not in (before, flag) and not flag.startswith("--run=")
+    ]
+    named = [] if directory is None else ["--run", str(directory)]
+    return shlex.join(["python", "-m", f"experiments.{recipe.name}", *flags, *named])

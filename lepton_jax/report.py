@@ -194,6 +194,7 @@ class Bar(Reporter):
         self._bar = Progress(TextColumn("{task.description:<10}"), bar, *text, console=self._console)
         self._task = self._bar.add_task("training", total=steps, count="", now="", left="")
         self._steps, self._begun = steps, None
+        self._now: dict[str, str] = {}
 
     def say(self, text: str) -> None:
         from rich.text import Text
@@ -221,9 +222,10 @@ class Bar(Reporter):
         self._bar.update(self._task, description="training", completed=step, count=count, left=left)
 
     def train(self, row: Row) -> None:
-        values = {"loss": row.get("train/loss"), "examples_per_second": row.get("train/examples_per_second")}
-        now = "  ".join(quantity(name, value) for name, value in values.items() if value is not None)
-        self._bar.update(self._task, now=now)
+        for name in ("loss", "examples_per_second"):
+            if f"train/{name}" in row:  # a rate is not known in every row: the last one stays
+                self._now[name] = quantity(name, row[f"train/{name}"])
+        self._bar.update(self._task, now="  ".join(self._now.values()))
 
     def evaluation(self, row: Row) -> None:
         self.say(sentence("test", row))
