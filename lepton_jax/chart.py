@@ -14,24 +14,25 @@ Points = Sequence[tuple[float | None, float | None]]
 WIDTH, HEIGHT = 420, 230  # units of the view box; the picture scales with the page
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 34  # what the labels need
 POINTS = 400  # per line; more cannot be seen
-MARKED = 60  # a line of at most so many points shows each of them
+MARKED = 30  # a line of at most so many points shows each of them
 
 
 def lines(series: Mapping[str, Points], x_label: str) -> str:
-    """One chart of several named lines; "" where there is no finite point. Points past POINTS are averaged."""
+    """One chart of several named lines from x = 0 on; "" where no point is finite. Past POINTS, points are averaged."""
     drawn = {name: thinned(finite(points)) for name, points in series.items()}
     every = [point for points in drawn.values() for point in points]
     if not every:
         return ""
-    x_ticks, y_ticks = ticks([x for x, _ in every], 6), ticks([y for _, y in every], 5)
+    x_ticks, y_ticks = ticks([0.0, *(x for x, _ in every)], 6), ticks([y for _, y in every], 5)
+    end = max(x for x, _ in every) or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        across, up = x / end, (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         return round(LEFT + across * width, 1), round(HEIGHT - BOTTOM - up * height, 1)
 
-    parts = [grid(x_ticks, y_ticks, place), text(place(x_ticks[-1], y_ticks[0]), x_label, "end", 29)]
+    x_ticks = [x for x in x_ticks if x <= end]
+    parts = [grid(x_ticks, y_ticks, place, end), text(place(end, y_ticks[0]), x_label, "end", 29)]
     for number, (name, points) in enumerate(drawn.items()):
         colour = f"var(--line{number})"
         path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
@@ -68,12 +69,15 @@ def ticks(values: Sequence[float], wanted: int) -> list[float]:
 
 
 def grid(
-    x_ticks: Sequence[float], y_ticks: Sequence[float], place: Callable[[float, float], tuple[float, float]]
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    place: Callable[[float, float], tuple[float, float]],
+    end: float,
 ) -> str:
     """Horizontal lines, and the numbers on both axes."""
     parts = []
     for y in y_ticks:
-        (left, level), (right, _) = place(x_ticks[0], y), place(x_ticks[-1], y)
+        (left, level), (right, _) = place(0.0, y), place(end, y)
         across = f'x1="{left}" x2="{right}" y1="{level}" y2="{level}"'
         parts.append(f'<line {across} stroke="currentColor" opacity=".15"/>')
         parts.append(text((left - 6, level), f"{y:.6g}", "end", 4))

@@ -11,7 +11,7 @@ import numpy as np
 from lepton_jax import chart, report, runs
 
 CONFUSION = 50  # classes up to which the whole confusion matrix is shown
-TILES = {"accuracy": "accuracy", "f1_macro": "F1, macro", "auc": "AUC, macro", "top5": "top 5", "loss": "loss"}
+TILES = {"accuracy": "test accuracy", "f1_macro": "F1, macro", "auc": "AUC, macro", "top5": "top 5", "loss": "test loss"}
 CURVES = {
     "Loss": {"train": "train/loss", "test": "test/loss"},
     "Test accuracy": {"accuracy": "test/accuracy"},
@@ -45,10 +45,10 @@ def render(page: Page) -> str:
     accuracy = page.record.get("metrics", {}).get("test/accuracy")
     sections = {
         "Curves": curves(page.rows),
-        "Run": facts(page),
         "Classes": classes(page),
         "Confusion": confusion(page),
-        "Again": again(page),
+        "Run": facts(page),
+        "The same again": again(page),
     }
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections.items() if content)
     named = title if accuracy is None else f"{title}: {number(accuracy)}"
@@ -79,7 +79,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") ->
 def tiles(record: Mapping[str, Any]) -> str:
     """The final scores, large."""
     scores = record.get("metrics", {})
-    shown = ((label, scores.get(f"test/{name}")) for name, label in TILES.items())
+    shown = ((label, scores[f"test/{name}"]) for name, label in TILES.items() if f"test/{name}" in scores)
     return '<div class="tiles">' + "".join(f"<div><b>{number(v)}</b>{escape(t)}</div>" for t, v in shown) + "</div>"
 
 
@@ -132,7 +132,7 @@ def confusion(page: Page) -> str:
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     pairs = [divmod(int(cell), len(counts)) for cell in order if wrong.flat[cell]]
     rows = [(page.classes[t], page.classes[p], number(int(wrong[t, p]))) for t, p in pairs]
-    mistakes = table(("truth", "taken for", "examples"), rows, "numbers") if rows else "<p>There is no mistake.</p>"
+    mistakes = table(("truth", "taken for", "examples"), rows) if rows else "<p>There is no mistake.</p>"
     whole = matrix(counts, page.classes) if len(counts) <= CONFUSION else ""
     return f'<div class="side">{whole}<div><h3>Most frequent mistakes</h3>{mistakes}</div></div>'
 
@@ -141,14 +141,14 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     """The confusion matrix as a table, shaded by the share of the row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     upright = "upright" if max(map(len, names)) > 3 else ""
-    top = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+    top = "".join(f'<th scope="col" title="{escape(name)}"><span>{escape(name)}</span></th>' for name in names)
     lines = []
     for truth, name in enumerate(names):
         cells = (shaded(int(counts[truth, p]), float(shares[truth, p]), truth == p) for p in range(len(names)))
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+        lines.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{"".join(cells)}</tr>')
     head = f'<thead class="{upright}"><tr><td></td>{top}</tr></thead>'
     caption = "<caption>Rows are the truth, columns the prediction.</caption>"
-    return f'<div class="scroll"><table class="matrix">{caption}{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="scroll whole"><table class="matrix">{caption}{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def shaded(count: int, share: float, right: bool) -> str:
@@ -187,8 +187,9 @@ svg text { font-size: 11px; fill: var(--soft); }
 figcaption i { font: 400 .85rem system-ui, sans-serif; color: var(--soft); margin-left: 12px; }
 figcaption i::before { content: ""; display: inline-block; width: 14px; height: 3px; margin: 0 5px 3px 0; }
 .line0::before { background: var(--line0); } .line1::before { background: var(--line1); }
-.scroll { overflow: auto; max-height: 36rem; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 3px 16px 3px 0; vertical-align: top; } th { font-weight: 500; }
+.scroll { overflow: auto; max-height: 36rem; } .whole { max-height: none; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 3px 14px 3px 0; vertical-align: top; } th { font-weight: 500; }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 .facts th { color: var(--soft); white-space: nowrap; } .facts td { overflow-wrap: anywhere; }
 .numbers td, .numbers thead th:not(:first-child) { text-align: right; }
@@ -196,7 +197,9 @@ thead th { color: var(--soft); position: sticky; top: 0; background: var(--page)
 .side { display: flex; flex-wrap: wrap; gap: 24px 48px; } .side > * { max-width: 100%; }
 .matrix td, .matrix th { border: 1px solid var(--rule); padding: 3px 7px; text-align: right; min-width: 1.4em; }
 .matrix thead td { border: 0; } .matrix caption { text-align: left; color: var(--soft); padding-bottom: 6px; }
-.matrix .upright span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.matrix th { white-space: nowrap; max-width: 11em; overflow: hidden; text-overflow: ellipsis; }
+.matrix tbody th { position: sticky; left: 0; background: var(--page); }
+.matrix .upright span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 11em; overflow: hidden; }
 .right { background: rgb(var(--right) / calc(.75 * var(--share))); }
 .wrong { background: rgb(var(--wrong) / calc(.9 * var(--share))); }
 pre { background: var(--panel); border-radius: 8px; padding: 12px 14px; overflow: auto; }
