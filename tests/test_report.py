@@ -1,6 +1,7 @@
 """What a run shows and records: the screen, strict JSON, TensorBoard events, the page."""
 
 import html.parser
+import importlib
 import io
 import json
 import math
@@ -269,7 +270,7 @@ def test_a_directory_without_a_journal_has_no_rows(tmp_path):
 
 def scalars(directory):
     """(tag, step, value) of all scalars in the event files: TFRecords of Event messages, in file order."""
-    from tensorboardX.proto import event_pb2
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
 
     found = []
     for path in sorted(directory.glob("events*")):
