@@ -3,8 +3,12 @@
 Everything here runs before JAX starts, because device counts cannot change afterwards.
 """
 
+import contextlib
 import dataclasses
+import difflib
+import io
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -42,7 +46,7 @@ class Config:
     precision: str = "float32"
     """Type of the computation: float32, bfloat16, or float16 (with dynamic loss scaling). Parameters: float32."""
     remat: str | None = None
-    """Recompute activations to save memory: blocks, nothing_saveable, dots_saveable ..."""
+    """Compute activations inside a block again to save memory: nothing_saveable, dots_saveable ..."""
     data: str = "digits"
     """digits, cifar10, folder, npz, or tfds:NAME. Nothing is ever downloaded."""
     data_dir: str | None = None
@@ -86,21 +90,18 @@ class Config:
 
     def check(self) -> None:
         """Raise InputError for a value that cannot work, before JAX starts and before anything is written."""
-        positive = (
-            "epochs",
-            "batch_size",
-            "eval_batch_size",
-            "microbatches",
-            "log_every",
-            "eval_every",
-            "keep",
-        )
-        for name in (*positive, "checkpoint_every"):
+        counts = ("batch_size", "eval_batch_size", "microbatches", "log_every", "keep")
+        for name in (*counts, "epochs", "eval_every", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise InputError(
                     f"{flag(name)} {getattr(self, name)} is not positive", f"give {flag(name)} more than 0"
                 )
-        if not 0 <= self.learning_rate < float("inf"):
+        if math.isinf(self.epochs):
+            raise InputError(f"--epochs {self.epochs} never ends", "give a number of passes over the training data")
+        if not 0 <= self.warmup_epochs < math.inf:
+            problem = f"--warmup-epochs {self.warmup_epochs} is not a finite number of at least 0"
+            raise InputError(problem, "give a part of --epochs, or 0 for none")
+        if not 0 <= self.learning_rate < math.inf:
             problem = f"--learning-rate {self.learning_rate} is not a finite number of at least 0"
             raise InputError(problem, "0.1 is usual for sgd, 0.001 for adamw")
         for name in ("momentum", "label_smoothing", "ema"):
@@ -136,30 +137,71 @@ def parse(config: type[C], presets: Mapping[str, C], arguments: list[str], progr
     if name not in presets:
         raise unknown("preset", name, presets)
     chosen = dataclasses.replace(presets[name], preset=name)
-    known = f"presets: {', '.join(presets)}"
-    return tyro.cli(config, default=chosen, args=arguments, prog=program, description=f"{config.__doc__} {known}.")
+    description = f"{config.__doc__} presets: {', '.join(presets)}."
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            settings, strangers = tyro.cli(
+                config,
+                default=chosen,
+                args=arguments,
+                prog=program,
+                description=description,
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help
+        raise InputError(unboxed(said.getvalue()), f"{program} --help lists every flag and its values") from None
+    if strangers:
+        raise _unknown_flag(strangers[0], config, program)
+    return settings
+
+
+def unboxed(text: str) -> str:
+    """The message in a box that tyro drew: what stands above its first rule, on one line."""
+    rows = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    above = itertools.takewhile(lambda row: not row.startswith("─"), rows)
+    message = " ".join(" ".join(above).split()) or " ".join(text.split())
+    return message[:1].lower() + message[1:]
+
+
+def _unknown_flag(stranger: str, config: type[C], program: str) -> InputError:
+    flags = [flag(field.name) for field in dataclasses.fields(config)]
+    nearest = difflib.get_close_matches(stranger.split("=")[0], flags, n=1, cutoff=0.7)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return InputError(f"unknown argument {stranger!r}", f"{hint}{program} --help lists every flag and its values")
 
 
 def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> None:
-    """Parse sys.argv, run `main`, and turn InputErrors into two lines on standard error and exit code 2."""
-    program = f"python -m {main.__globals__['__spec__'].name}" if main.__globals__.get("__spec__") else sys.argv[0]
-    debug = "--debug" in sys.argv
+    """Do what the command line asks for; where that fails, exit with the code of `outcome`."""
+    if code := outcome(main, config, presets, sys.argv[1:]):
+        leave(code)
+
+
+def outcome(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C], arguments: list[str]) -> int:
+    """Parse the arguments and run `main`: the exit code.
+
+    0 for success, 2 for an InputError, whose two lines go to standard error, 130 for an interrupt. With
+    `--debug` the exception itself is raised.
+    """
+    spec = main.__globals__.get("__spec__")
+    program = f"python -m {spec.name}" if spec else sys.argv[0]
     try:
-        settings = parse(config, presets, sys.argv[1:], program)
+        settings = parse(config, presets, arguments, program)
         settings.check()
         # JAX takes seconds to start, and silence looks like a fault
         print(f"starting   {program.split()[-1]}, preset {settings.preset}, seed {settings.seed}", flush=True)
         _before_jax(settings)
         main(settings)
-    except InputError as error:
-        if debug:
+    except (InputError, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
             raise
+        if isinstance(error, KeyboardInterrupt):
+            return 130
         print(f"error: {error}", file=sys.stderr)
-        leave(2)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        leave(130)
+        return 2
+    return 0
 
 
 def _before_jax(settings: Config) -> None:

@@ -14,6 +14,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, problem: str, remedy: str):
+        problem, remedy = (" ".join(text.splitlines()) for text in (problem, remedy))
         super().__init__(f"{problem}\n{remedy}")
         self.problem = problem
         self.remedy = remedy

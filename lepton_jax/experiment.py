@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, optimizers, page, report, runs, schedules, train, tree
+from lepton_jax import checkpoint, data, evaluate, keys, optimizers, page, report, runs, schedules, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax.cli import Config
@@ -99,8 +99,22 @@ def run(recipe: Recipe, config: Config) -> Result:
     mesh = meshes.make(config.mesh)
     state = prepared(recipe, config, mesh)
     directory = opened(recipe, config, state)
+    with runs.writing(directory):
+        return recorded(recipe, config, mesh, state, directory, clock)
+
+
+def recorded(
+    recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path, clock: Clock
+) -> Result:
+    """Train and evaluate, with all that a run directory holds."""
     total = recipe.stream.steps(config.epochs)
-    assess = assessor(recipe, config, mesh)
+    assess, evaluation = assessor(recipe, config, mesh), None
+
+    def scored(state: TrainState) -> Mapping[str, float]:
+        nonlocal evaluation
+        evaluation = assess(state)
+        return evaluation.metrics
+
     with checkpoint.Checkpoints(directory / "checkpoints", config.keep) as checkpoints:
         if checkpoints.latest() is not None:
             state, info = checkpoints.restore(state, mesh, recipe.model.rules)
@@ -112,10 +126,9 @@ def run(recipe: Recipe, config: Config) -> Result:
         with reporters(directory, total, int(state.step)) as reporter:
             known = facts(recipe, config, mesh, state)
             reporter.say(opening(known, state, directory, total))
-            job = planned(recipe, config, mesh, reporter, lambda state: assess(state).metrics, save)
+            job = planned(recipe, config, mesh, reporter, scored, save)
             state, scores = train.fit(job, state)
-            reporter.stage("evaluating")
-            evaluation = assess(state)
+    assert evaluation is not None  # of the final state: the loop ends with it
     record = result(recipe, config, mesh, total, scores, clock.seconds())
     page.write(directory, told(recipe, config, directory, known, record, evaluation))
     runs.write(directory / "result.json", record)
@@ -127,7 +140,7 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
     """The state before the first step, once batch, mesh, model and classes are known to fit together."""
     steps.check_batch(config.batch_size, config.microbatches, mesh)
     inputs = recipe.stream.batch(0)["input"]
-    key = jax.random.key(config.seed)
+    key = keys.seeded(config.seed)
     state = steps.initial(recipe.model, recipe.optimizer, key, steps.shapes(inputs), **recipe.stats)
     variables = {"params": state.params, **state.stats.get("model", {})}
     outputs, _ = jax.eval_shape(lambda v, x: recipe.model.apply(v, x, False, None), variables, inputs)
@@ -190,7 +203,7 @@ def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter
 def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict[str, str]:
     """What a person wants to know of a run before it starts, each in a line."""
     kind = mesh.devices.flat[0].device_kind
-    named = f"{mesh.size} x {'CPU' if kind == 'cpu' else kind}"
+    named = f"{mesh.size}{' x' if mesh.size > 1 else ''} {'CPU' if kind == 'cpu' else kind}"
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     per_device = config.batch_size // meshes.batch_shards(mesh)
     microbatches = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
@@ -201,7 +214,17 @@ def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict
         "mesh": f"{axes}; a batch of {config.batch_size:,} is {per_device:,} per device{microbatches}",
         "data": f"{found.name}: {len(found.train):,} train, {len(found.test):,} test, {len(found.classes):,} classes",
         "model": f"{tree.count(state.params):,} parameters, {config.precision}",
+        **skipped(found),
     }
+
+
+def skipped(dataset: data.Dataset, names: int = 10) -> dict[str, str]:
+    """A fact that names the images which could not be read, where there are any."""
+    bad = dataset.bad
+    if not bad:
+        return {}
+    more = f" and {len(bad) - names:,} more" if len(bad) > names else ""
+    return {"skipped": f"{len(bad):,} unreadable image(s), which count nothing: {', '.join(bad[:names])}{more}"}
 
 
 def opening(known: Mapping[str, str], state: TrainState, directory: pathlib.Path, total: int) -> str:
@@ -209,7 +232,8 @@ def opening(known: Mapping[str, str], state: TrainState, directory: pathlib.Path
     lines = [line for name, fact in known.items() for line in labelled(name, fact)]
     lines += [f"{'':11}{line}" for line in table(state.params)]
     step = int(state.step)
-    where = f"on from step {step:,} of {total:,}" if step else f"{total:,} steps"
+    going_on = f"on from step {step:,} of {total:,}" if step < total else f"all {total:,} steps are done: evaluating"
+    where = going_on if step else f"{total:,} steps"
     return "\n".join([*lines, f"{'run':<9}  {directory}, {where}"])
 
 
@@ -284,6 +308,7 @@ def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evalua
     return "\n".join(
         [
             *(per_class(names, evaluation) if len(names) <= 20 else []),
+            *(line for name, fact in skipped(recipe.dataset).items() for line in labelled(name, fact)),
             f"result     {scores}  in {report.clock(record['seconds'])}",
             f"files      {directory}/",
             f"           {files}",

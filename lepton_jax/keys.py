@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from lepton_jax.errors import InputError
 from lepton_jax.types import Batch, Key, Keys
+
+
+def seeded(seed: int) -> Key:
+    """The key of a run. Raises InputError for a seed outside 0..2**32-1, beyond which JAX would repeat itself."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"the seed {seed} is outside 0..2**32-1", "use a seed from 0 up")
+    return jax.random.key(seed)
 
 
 def named(key: Keys, name: str) -> Keys:

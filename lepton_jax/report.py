@@ -4,6 +4,7 @@ A Reporter hears of rows as they come: `train` (a logged step), `evaluation`, `p
 (compiling, evaluating) and `say` (text). Rows are plain dicts of numbers.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -72,8 +73,9 @@ class Together(Reporter):
             reporter.evaluation(row)
 
     def close(self) -> None:
-        for reporter in self._reporters:
-            reporter.close()
+        with contextlib.ExitStack() as all_of_them:  # also where one of them fails
+            for reporter in self._reporters:
+                all_of_them.callback(reporter.close)
 
 
 class History(Reporter):
@@ -108,15 +110,29 @@ class Events(Reporter):
     """TensorBoard scalars. `step`: where a resumed run goes on; later events of a killed run are hidden."""
 
     def __init__(self, directory: pathlib.Path, step: int = 0):
-        from tensorboardX import SummaryWriter
+        # not SummaryWriter: where its thread cannot write, the thread dies and the run waits for it for ever
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        purge = step + 1 if step else None
-        self._writer = SummaryWriter(str(directory / "events"), purge_step=purge, write_to_disk=True)
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
+        (directory / "events").mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events" / "events"))
+        if step:
+            start = events.SessionLog(status=events.SessionLog.START)
+            self._writer.write_event(self._event(step=step + 1, session_log=start, wall_time=time.time()))
+        self._writer.flush()
 
     def train(self, row: Row) -> None:
-        for name, value in row.items():
-            if name not in ("step", "epoch"):
-                self._writer.add_scalar(name, value, row["step"])
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name not in ("step", "epoch")
+        ]
+        event = self._event(step=row["step"], wall_time=time.time(), summary=self._summary(value=values))
+        self._writer.write_event(event)
+        self._writer.flush()
 
     evaluation = train
 

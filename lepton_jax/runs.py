@@ -5,13 +5,14 @@ RUN/events/          the same for TensorBoard             RUN/checkpoints/   the
 RUN/result.json      how it ended                         RUN/report.html    the run as one page
 """
 
+import contextlib
 import datetime
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lepton_jax.errors import InputError
@@ -38,7 +39,7 @@ def check(directory: pathlib.Path, experiment: str, config: Mapping[str, Any], i
     record = directory / "config.json"
     if not record.is_file():
         raise InputError(f"--run {directory} exists and is not a run directory", "name a new or empty directory")
-    found = json.loads(record.read_text())
+    found = recorded(record)
     if found["experiment"] != experiment:
         problem = f"--run {directory} belongs to the experiment {found['experiment']!r}, not {experiment!r}"
         raise InputError(problem, "give this experiment a --run of its own")
@@ -50,6 +51,17 @@ def check(directory: pathlib.Path, experiment: str, config: Mapping[str, Any], i
                     "repeat the command that made it, or choose another --run",
                 )
     return True
+
+
+def recorded(path: pathlib.Path) -> dict[str, Any]:
+    """What a run's config.json says. Raises InputError for one that is not a run's."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"experiment", "config", "identity"} <= set(found):
+            return found
+    except (OSError, ValueError):
+        pass
+    raise InputError(f"--run {path.parent}: {path.name} is not a run's", "name a new or empty directory")
 
 
 def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> None:
@@ -73,6 +85,17 @@ def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> N
                 path.rmdir()
         reason = error.strerror or str(error)
         raise InputError(f"--run {directory} cannot be written: {reason}", "choose a --run on another disk") from error
+
+
+@contextlib.contextmanager
+def writing(directory: pathlib.Path) -> Iterator[None]:
+    """What is done under it writes to the run directory: where it cannot, an InputError says so."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        problem = f"the run cannot be written to {error.filename or directory}: {reason}"
+        raise InputError(problem, "free space there, then run the same command with --run to go on") from error
 
 
 def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     being finite.
     """
     state = steps_.place(state, job.mesh, job.rules)
-    number, scores, log = int(state.step), {}, Log(job)
+    scores, log = {}, Log(job)
     for number, latest, metrics in updates(job, state, log):
         state = latest
         log.add(metrics)
@@ -73,10 +73,13 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         if evaluates:
             scores = evaluated(job, state, number)
         if saves and job.save:
-            job.save(state, scores)
+            job.save(state, scores if evaluates else {})  # an older state's scores are not this one's
         if evaluates or saves:
             log.start_clock()
-    return state, scores or evaluated(job, state, number)
+    if not scores and job.evaluate:  # there was nothing left to train, and its last row is written
+        job.reporter.stage("evaluating")
+        scores = dict(job.evaluate(state))
+    return state, scores
 
 
 def updates(job: Job, state: TrainState, log: "Log") -> Iterator[tuple[int, TrainState, Metrics]]:

@@ -16,6 +16,7 @@ from lepton_jax import (
     errors,
     evaluate,
     gradients,
+    keys,
     losses,
     models,
     optimizers,
@@ -91,7 +92,7 @@ class Trainer:
             optimizer = optimizers.build(optimizer, schedule)
         step, stats = self._composed(model, criterion, optimizer, augment)
         inputs = steps.shapes(stream.batch(0)["input"])
-        state = steps.initial(model, optimizer, jax.random.key(self.seed), inputs, **stats)
+        state = steps.initial(model, optimizer, keys.seeded(self.seed), inputs, **stats)
         history = report.History()
         job = loop.Job(
             step=step,
