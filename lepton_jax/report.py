@@ -144,16 +144,17 @@ SHOWN = ("step", "epoch", "loss", "accuracy", "f1_macro", "learning_rate", "exam
 FORMATS = {
     "step": "step {:>6,}",
     "epoch": "epoch {:>6.2f}",
+    "f1_macro": "f1 {:.4f}",
     "learning_rate": "learning rate {:<8.3g}",
     "examples_per_second": "{:>7,.0f} examples/s",
 }
 
 
 def sentence(kind: str, row: Row) -> str:
-    """What a line shows of a row: `train  step     40  epoch   2.70  loss 0.4312 ...`; kind: train or test."""
+    """What a line shows of a row: `train      step     40  epoch   2.70  loss 0.4312 ...`; kind: train or test."""
     values = {name.split("/")[-1]: value for name, value in row.items()}
     parts = [quantity(name, values[name]) for name in SHOWN if values.get(name) is not None]
-    return "  ".join([f"{kind:<5}", *parts]).rstrip()
+    return "  ".join([f"{kind:<9}", *parts]).rstrip()
 
 
 def quantity(name: str, value: Any) -> str:

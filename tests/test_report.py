@@ -168,9 +168,9 @@ def test_plain_lines_align_and_leave_out_what_is_missing(capsys):
     lines.stage("evaluating")
     lines.progress(41)
     assert capsys.readouterr().out.splitlines() == [
-        "train  step     40  epoch   2.67  loss 0.4312  learning rate 0.0952     12,346 examples/s",
-        "train  step 12,345  epoch 123.40  loss 0.4312  learning rate 0.0952",
-        "test   step     40  epoch   2.67  loss 1.5000  accuracy 0.7500  f1_macro nan",
+        "train      step     40  epoch   2.67  loss 0.4312  learning rate 0.0952     12,346 examples/s",
+        "train      step 12,345  epoch 123.40  loss 0.4312  learning rate 0.0952",
+        "test       step     40  epoch   2.67  loss 1.5000  accuracy 0.7500  f1 nan",
     ]
 
 
@@ -201,7 +201,7 @@ def test_the_bar_waits_for_the_compiler_and_shows_one_line(terminal):
         bar.evaluation(TEST)
     shown = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", terminal.getvalue())
     assert "compiling" in shown
-    assert "test   step     40  epoch   2.67  loss 1.5000  accuracy 0.7500" in shown
+    assert "test       step     40  epoch   2.67  loss 1.5000  accuracy 0.7500" in shown
     last = shown.rstrip().splitlines()[-1]
     assert "6,019/12,345 loss 0.4312   12,346 examples/s in 0:00" in last
     assert max(len(line) for line in re.split(r"[\r\n]", shown)) <= 80
