@@ -1,7 +1,10 @@
 """Checkpoints of a TrainState: written by Orbax, asynchronously and atomically, restored onto any mesh."""
 
 import logging
+import os
 import pathlib
+import re
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from lepton_jax import mesh as meshes
+from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Rule, TrainState
 
@@ -23,7 +27,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+        logging.getLogger("absl").addFilter(_of_others)
         self._best = best
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=self._score, n=1)])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
@@ -39,12 +43,21 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self._require_room(state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(dict(info)))
         try:
             # a step saved twice is the same state twice: force only avoids an error after a resume
             self._manager.save(int(state.step), args=items, metrics=dict(metrics), force=True)
         except (OSError, ValueError) as error:
             raise InputError(*_unwritten(self._manager.directory, error)) from error
+
+    def _require_room(self, state: TrainState) -> None:
+        """What Orbax cannot write it reports at the save after; most of that can be known now."""
+        free = shutil.disk_usage(self._manager.directory).free
+        needed = tree.nbytes(state._replace(key=jax.random.key_data(state.key)))
+        if free < needed:
+            full = OSError(f"the disk is full: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+            raise InputError(*_unwritten(self._manager.directory, full))
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -91,7 +104,14 @@ class Checkpoints:
 
 def _unwritten(directory: Any, error: Exception) -> tuple[str, str]:
     reason = str(error).splitlines()[0]
+    if code := re.search(r"os_error_code='(\d+)'", reason):  # from tensorstore, a long line around an errno
+        reason = os.strerror(int(code[1]))
     return (
         f"a checkpoint cannot be written under {directory}: {reason}",
-        "free space there, then run the command again",
+        "free space there, then run the same command with --run to go on",
     )
+
+
+def _of_others(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs: it narrates every save, and prints the errors that are raised here anyway."""
+    return "orbax" not in pathlib.Path(record.pathname).parts

@@ -175,6 +175,9 @@ def _unknown_flag(stranger: str, config: type[C], program: str) -> InputError:
 
 def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> None:
     """Do what the command line asks for; where that fails, exit with the code of `outcome`."""
+    if "--debug" not in sys.argv:
+        # what a library's thread could not raise is behind an error that is shown, or behind none
+        sys.unraisablehook = lambda _: None
     if code := outcome(main, config, presets, sys.argv[1:]):
         leave(code)
 

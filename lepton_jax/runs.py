@@ -84,7 +84,7 @@ def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> N
             if path.exists():
                 path.rmdir()
         reason = error.strerror or str(error)
-        raise InputError(f"--run {directory} cannot be written: {reason}", "choose a --run on another disk") from error
+        raise InputError(f"--run {directory} cannot be written: {reason}", "free space there, or choose another --run") from error
 
 
 @contextlib.contextmanager
