@@ -59,15 +59,15 @@ class Clock:
     """Seconds that a run has taken, over all its lives."""
 
     def __init__(self):
-        self._begun, self._before = time.perf_counter(), 0.0
+        self._begun, self._before, self._finished = time.perf_counter(), 0.0, False
 
-    def add(self, seconds: float) -> None:
-        """Count an earlier life's seconds too."""
-        self._before += seconds
+    def add(self, seconds: float, finished: bool) -> None:
+        """Count an earlier life's seconds too; after a finished one, showing the result again takes none."""
+        self._before, self._finished = self._before + seconds, finished
 
     def seconds(self) -> float:
         """Seconds so far."""
-        return round(self._before + time.perf_counter() - self._begun, 3)
+        return round(self._before + (0.0 if self._finished else time.perf_counter() - self._begun), 3)
 
 
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -118,7 +118,7 @@ def recorded(
     with checkpoint.Checkpoints(directory / "checkpoints", config.keep) as checkpoints:
         if checkpoints.latest() is not None:
             state, info = checkpoints.restore(state, mesh, recipe.model.rules)
-            clock.add(info["seconds"])
+            clock.add(info["seconds"], finished=int(state.step) >= total)
 
         def save(state: TrainState, scores: Mapping[str, float]) -> None:
             checkpoints.save(state, {"seconds": clock.seconds()}, scores)
@@ -139,7 +139,8 @@ def recorded(
 def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
     """The state before the first step, once batch, mesh, model and classes are known to fit together."""
     steps.check_batch(config.batch_size, config.microbatches, mesh)
-    inputs = recipe.stream.batch(0)["input"]
+    batch = recipe.stream.batch(0)
+    inputs = batch["input"]
     key = keys.seeded(config.seed)
     state = steps.initial(recipe.model, recipe.optimizer, key, steps.shapes(inputs), **recipe.stats)
     variables = {"params": state.params, **state.stats.get("model", {})}
@@ -148,6 +149,8 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
     if outputs.shape != (len(inputs), classes):
         problem = f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
         raise InputError(problem, f"give the model {classes} outputs")
+    with jax.set_mesh(mesh):
+        jax.eval_shape(recipe.step, state, steps.shapes(batch))  # so that what it refuses comes before any file
     return state
 
 
