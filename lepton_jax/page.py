@@ -11,7 +11,13 @@ import numpy as np
 from lepton_jax import chart, report, runs
 
 CONFUSION = 50  # classes up to which the whole confusion matrix is shown
-TILES = {"accuracy": "test accuracy", "f1_macro": "F1, macro", "auc": "AUC, macro", "top5": "top 5", "loss": "test loss"}
+TILES = {
+    "accuracy": "test accuracy",
+    "f1_macro": "F1, macro",
+    "auc": "AUC, macro",
+    "top5": "top 5",
+    "loss": "test loss",
+}
 CURVES = {
     "Loss": {"train": "train/loss", "test": "test/loss"},
     "Test accuracy": {"accuracy": "test/accuracy"},
@@ -148,7 +154,9 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> str:
         lines.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{"".join(cells)}</tr>')
     head = f'<thead class="{upright}"><tr><td></td>{top}</tr></thead>'
     caption = "<caption>Rows are the truth, columns the prediction.</caption>"
-    return f'<div class="scroll whole"><table class="matrix">{caption}{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    return (
+        f'<div class="scroll whole"><table class="matrix">{caption}{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    )
 
 
 def shaded(count: int, share: float, right: bool) -> str:
