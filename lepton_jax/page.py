@@ -58,7 +58,8 @@ def render(page: Page) -> str:
     }
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections.items() if content)
     named = title if accuracy is None else f"{title}: {number(accuracy)}"
-    return f"{HEAD.replace('TITLE', escape(named))}<h1>{escape(title)}</h1>{tiles(page.record)}{body}</main></body></html>\n"
+    head = f"{HEAD.replace('TITLE', escape(named))}<h1>{escape(title)}</h1>"
+    return f"{head}{tiles(page.record)}{body}</main></body></html>\n"
 
 
 def escape(text: Any) -> str:
