@@ -1,5 +1,6 @@
 """A recipe's pieces, arranged into a run: mesh, run directory, resume, screen, loop, result."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
@@ -7,7 +8,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,11 +20,15 @@ from jax.sharding import Mesh
 from lepton_jax import checkpoint, data, evaluate, keys, optimizers, page, report, runs, schedules, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
-from lepton_jax.cli import Config
+from lepton_jax.cli import Config, flag
+from lepton_jax.data.paths import reason
 from lepton_jax.errors import InputError
 from lepton_jax.losses import Criterion
 from lepton_jax.optimizers import learning_rate_scale
 from lepton_jax.types import Model, Stats, Step, TrainState
+
+# flags that only these schedules have
+TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,11 @@ class Clock:
 
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule and the optimizer that the flags name. Raises InputError."""
-    options = {name: getattr(config, name) for name in ("gamma", "step_size") if getattr(config, name) is not None}
+    options = {name: getattr(config, name) for name in TAKEN_BY if getattr(config, name) is not None}
+    for name in options:
+        if config.schedule not in TAKEN_BY[name]:
+            problem = f"{flag(name)} has no meaning for --schedule {config.schedule}"
+            raise InputError(problem, f"leave it out, or choose {' or '.join(TAKEN_BY[name])}")
     schedule = schedules.build(
         config.schedule,
         config.learning_rate,
@@ -137,21 +146,35 @@ def recorded(
 
 
 def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
-    """The state before the first step, once batch, mesh, model and classes are known to fit together."""
+    """The state before the first step, once data, model, step, batch and mesh are known to fit together.
+
+    All that a step refuses it refuses here, before any file is written.
+    """
     steps.check_batch(config.batch_size, config.microbatches, mesh)
-    batch = recipe.stream.batch(0)
-    inputs = batch["input"]
-    key = keys.seeded(config.seed)
-    state = steps.initial(recipe.model, recipe.optimizer, key, steps.shapes(inputs), **recipe.stats)
-    variables = {"params": state.params, **state.stats.get("model", {})}
-    outputs, _ = jax.eval_shape(lambda v, x: recipe.model.apply(v, x, False, None), variables, inputs)
-    classes = len(recipe.dataset.classes)
-    if outputs.shape != (len(inputs), classes):
-        problem = f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
-        raise InputError(problem, f"give the model {classes} outputs")
-    with jax.set_mesh(mesh):
-        jax.eval_shape(recipe.step, state, steps.shapes(batch))  # so that what it refuses comes before any file
+    batch, key = steps.shapes(recipe.stream.batch(0)), keys.seeded(config.seed)
+    inputs, classes = batch["input"], len(recipe.dataset.classes)
+    with jax.set_mesh(mesh), accepting(inputs):
+        state = steps.initial(recipe.model, recipe.optimizer, key, inputs, **recipe.stats)
+        variables = {"params": state.params, **state.stats.get("model", {})}
+        outputs, _ = jax.eval_shape(lambda v, x: recipe.model.apply(v, x, False, None), variables, inputs)
+        if outputs.shape != (len(inputs), classes):
+            problem = f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
+            raise InputError(problem, f"give the model {classes} outputs")
+        jax.eval_shape(recipe.step, state, batch)
     return state
+
+
+@contextlib.contextmanager
+def accepting(inputs: jax.ShapeDtypeStruct) -> Iterator[None]:
+    """Turns what models and augmentations raise for inputs of a shape that they cannot take into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        found = f"{inputs.dtype} of shape {inputs.shape[1:]}"
+        problem = f"this model or its augmentation cannot take inputs of {found}: {reason(error)}"
+        raise InputError(problem, "choose other --data or another --model; --debug shows where it failed") from error
 
 
 def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:

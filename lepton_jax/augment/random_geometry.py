@@ -1,5 +1,6 @@
 """Transforms that draw how to move an image, and move it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def random_rotation(
     degrees: d for [-d, d], or (low, high). interpolation, fill: as for `functional.rotate`. Raises InputError.
     """
     low, high = (-degrees, degrees) if isinstance(degrees, int | float) else degrees
-    if low > high:
+    if not -math.inf < low <= high < math.inf:
         raise InputError(f"the degrees {degrees} leave no angle to draw", "give d >= 0 for [-d, d], or (low, high)")
     geometry.check_interpolation(interpolation)
 
