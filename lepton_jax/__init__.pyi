@@ -12,6 +12,7 @@ from . import metrics as metrics
 from . import models as models
 from . import optimizers as optimizers
 from . import precision as precision
+from . import rematerialization as rematerialization
 from . import report as report
 from . import runs as runs
 from . import schedules as schedules
@@ -23,13 +24,13 @@ from .gradients import accumulate as accumulate
 from .gradients import plain as plain
 from .losses import augmented as augmented
 from .losses import cross_entropy as cross_entropy
-from .losses import rematerialized as rematerialized
 from .losses import squared_error as squared_error
 from .losses import supervised as supervised
 from .losses import through as through
 from .precision import computed as computed
 from .precision import loss_scale as loss_scale
 from .precision import scaled as scaled
+from .rematerialization import rematerialized as rematerialized
 from .step import averaged as averaged
 from .step import descend as descend
 from .step import initial as initial

@@ -85,25 +85,3 @@ def through(loss: Loss, view: View) -> Loss:
         return loss(view(params), stats, batch, key)
 
     return viewed_loss
-
-
-def rematerialized(loss: Loss, policy: str) -> Loss:
-    """The same loss, keeping fewer activations for the gradient and computing the rest again.
-
-    policy: "blocks" keeps what the models tag as a block's output; any other is a name in
-    `jax.checkpoint_policies` ("nothing_saveable", "dots_saveable" ...). Chen et al. 2016,
-    https://arxiv.org/abs/1604.06174. Raises InputError for an unknown policy.
-    """
-    return jax.checkpoint(loss, policy=remat_policy(policy))
-
-
-def remat_policy(name: str) -> Callable[..., Any]:
-    """The checkpoint policy of that name. Raises InputError."""
-    from lepton_jax.errors import unknown
-
-    ready = ("everything_saveable", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
-    if name == "blocks":
-        return jax.checkpoint_policies.save_only_these_names("block")
-    if name not in ready:
-        raise unknown("rematerialization policy", name, ("blocks", *ready))
-    return getattr(jax.checkpoint_policies, name)

@@ -46,11 +46,11 @@ TECHNIQUES = {
     "through": Technique(
         loss=lambda loss: lp.through(loss, lambda params: tree.scale(params, 0.5)), deterministic=False
     ),
-    "rematerialized": Technique(loss=lambda loss: lp.rematerialized(loss, "blocks")),
+    "rematerialized": Technique(loss=lambda loss: lp.rematerialized(loss)),
     "scaled": Technique(gradient=lp.scaled, stats=lambda: {"loss_scale": lp.loss_scale()}),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "all": Technique(
-        loss=lambda loss: lp.rematerialized(shifted(loss), "blocks"),
+        loss=lambda loss: lp.rematerialized(shifted(loss)),
         gradient=lambda loss: lp.accumulate(lp.scaled(loss), 2),
         step=lambda step: lp.averaged(step, 0.9),
         stats=lambda: {"loss_scale": lp.loss_scale(), "ema": lp.step.ema},

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "lepton_jax"
 FLOORS = [
     {"types", "tree", "keys", "errors"},
     {"models", "augment", "data", "mesh", "metrics", "schedules", "optimizers"},
-    {"losses", "gradients", "precision"},
+    {"losses", "gradients", "precision", "rematerialization"},
     {"step"},
     {"privacy", "federated", "compress", "explain"},
     {"evaluate", "checkpoint", "report", "chart", "page", "runs", "train", "cli", "experiment", "trainer", "export", "serve", "launch"},
