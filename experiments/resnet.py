@@ -60,12 +60,12 @@ PRESETS = {
 
 def main(config: Config) -> "lp.experiment.Result":
     """Compose the recipe and run it."""
-    dataset = lp.experiment.dataset(config)
+    dataset = lp.recipe.dataset(config)
     stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
     network = lp.models.build(config.model, len(dataset.classes))
     model = lp.models.normalized(network, *lp.data.statistics(dataset.train))
     criterion = lp.cross_entropy(config.label_smoothing)
-    schedule, optimizer = lp.experiment.optimization(config, stream)
+    schedule, optimizer = lp.recipe.optimization(config, stream)
     augment = [lp.augment.random_crop(dataset.input_shape[0], padding=config.crop_padding)]
     if config.flip:
         augment.append(lp.augment.random_horizontal_flip())
@@ -83,7 +83,7 @@ def main(config: Config) -> "lp.experiment.Result":
     if config.ema:
         step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
 
-    recipe = lp.experiment.Recipe("resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats)
+    recipe = lp.recipe.Recipe("resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats)
     return lp.experiment.run(recipe, config)
 
 

@@ -12,11 +12,13 @@ from . import metrics as metrics
 from . import models as models
 from . import optimizers as optimizers
 from . import precision as precision
+from . import recipe as recipe
 from . import rematerialization as rematerialization
 from . import report as report
 from . import runs as runs
 from . import schedules as schedules
 from . import step as step
+from . import summary as summary
 from . import train as train
 from . import tree as tree
 from .errors import InputError as InputError

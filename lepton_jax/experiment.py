@@ -1,49 +1,25 @@
 """A recipe's pieces, arranged into a run: mesh, run directory, resume, screen, loop, result."""
 
 import contextlib
-import importlib.metadata
 import pathlib
-import platform
-import shlex
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, keys, optimizers, page, report, runs, schedules, train, tree
+from lepton_jax import checkpoint, data, evaluate, keys, page, report, runs, summary, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
-from lepton_jax.cli import Config, flag
+from lepton_jax.cli import Config
 from lepton_jax.data.paths import reason
 from lepton_jax.errors import InputError
-from lepton_jax.losses import Criterion
 from lepton_jax.optimizers import learning_rate_scale
-from lepton_jax.types import Model, Stats, Step, TrainState
-
-# flags that only these schedules have
-TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a recipe has composed. `stats` are the entries that its techniques start from."""
-
-    name: str
-    dataset: data.Dataset
-    stream: data.Stream
-    model: Model
-    criterion: Criterion
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    step: Step
-    stats: Stats = field(default_factory=dict)
+from lepton_jax.recipe import Recipe
+from lepton_jax.types import TrainState
 
 
 class Result(NamedTuple):
@@ -52,12 +28,6 @@ class Result(NamedTuple):
     state: TrainState
     metrics: dict[str, float]
     directory: pathlib.Path
-
-
-def dataset(config: Config) -> data.Dataset:
-    """The data that the flags name, checked. Raises InputError."""
-    options = {"image_size": config.image_size, "on_bad_image": config.on_bad_image}
-    return data.load(config.data, config.data_dir, seed=config.seed, **options)
 
 
 class Clock:
@@ -73,33 +43,6 @@ class Clock:
     def seconds(self) -> float:
         """Seconds so far."""
         return round(self._before + (0.0 if self._finished else time.perf_counter() - self._begun), 3)
-
-
-def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule and the optimizer that the flags name. Raises InputError."""
-    options = {name: getattr(config, name) for name in TAKEN_BY if getattr(config, name) is not None}
-    for name in options:
-        if config.schedule not in TAKEN_BY[name]:
-            problem = f"{flag(name)} has no meaning for --schedule {config.schedule}"
-            raise InputError(problem, f"leave it out, or choose {' or '.join(TAKEN_BY[name])}")
-    schedule = schedules.build(
-        config.schedule,
-        config.learning_rate,
-        stream.steps(config.epochs),
-        stream.steps_per_epoch,
-        warmup_steps=stream.steps(config.warmup_epochs),
-        **options,
-    )
-    optimizer = optimizers.build(
-        config.optimizer,
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-    )
-    if config.schedule == "plateau":
-        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
-    return schedule, optimizer
 
 
 def run(recipe: Recipe, config: Config) -> Result:
@@ -133,15 +76,15 @@ def recorded(
             checkpoints.save(state, {"seconds": clock.seconds()}, scores)
 
         with reporters(directory, total, int(state.step)) as reporter:
-            known = facts(recipe, config, mesh, state)
-            reporter.say(opening(known, state, directory, total))
+            known = summary.facts(recipe, config, mesh, state)
+            reporter.say(summary.opening(known, state, directory, total))
             job = planned(recipe, config, mesh, reporter, scored, save)
             state, scores = train.fit(job, state)
     assert evaluation is not None  # of the final state: the loop ends with it
     record = result(recipe, config, mesh, total, scores, clock.seconds())
     page.write(directory, told(recipe, config, directory, known, record, evaluation))
     runs.write(directory / "result.json", record)
-    reporter.say(closing(recipe, directory, evaluation, record))
+    reporter.say(summary.closing(recipe, directory, evaluation, record))
     return Result(state, record["metrics"], directory)
 
 
@@ -226,68 +169,6 @@ def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter
     return report.Together([report.screen(total), report.Journal(directory), report.Events(directory, step)])
 
 
-def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict[str, str]:
-    """What a person wants to know of a run before it starts, each in a line."""
-    kind = mesh.devices.flat[0].device_kind
-    named = f"{mesh.size}{' x' if mesh.size > 1 else ''} {'CPU' if kind == 'cpu' else kind}"
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    per_device = config.batch_size // meshes.batch_shards(mesh)
-    microbatches = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
-    found = recipe.dataset
-    return {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "devices": f"{mesh.size} simulated, all on this machine's CPU" if meshes.is_simulated(mesh) else named,
-        "mesh": f"{axes}; a batch of {config.batch_size:,} is {per_device:,} per device{microbatches}",
-        "data": f"{found.name}: {len(found.train):,} train, {len(found.test):,} test, {len(found.classes):,} classes",
-        "model": f"{tree.count(state.params):,} parameters, {config.precision}",
-        **skipped(found),
-    }
-
-
-def skipped(dataset: data.Dataset, names: int = 10) -> dict[str, str]:
-    """A fact that names the images which could not be read, where there are any."""
-    bad = dataset.bad
-    if not bad:
-        return {}
-    more = f" and {len(bad) - names:,} more" if len(bad) > names else ""
-    return {"skipped": f"{len(bad):,} unreadable image(s), which count nothing: {', '.join(bad[:names])}{more}"}
-
-
-def opening(known: Mapping[str, str], state: TrainState, directory: pathlib.Path, total: int) -> str:
-    """The first screen: the facts, the parameters by part, and where the run is written."""
-    lines = [line for name, fact in known.items() for line in labelled(name, fact)]
-    lines += [f"{'':11}{line}" for line in table(state.params)]
-    step = int(state.step)
-    going_on = f"on from step {step:,} of {total:,}" if step < total else f"all {total:,} steps are done: evaluating"
-    where = going_on if step else f"{total:,} steps"
-    return "\n".join([*lines, f"{'run':<9}  {directory}, {where}"])
-
-
-def labelled(label: str, text: str) -> list[str]:
-    """Text in lines that fit 80 columns, the first one behind its label."""
-    lines = textwrap.wrap(text, 69, break_long_words=False, break_on_hyphens=False)
-    return [f"{label if n == 0 else '':<9}  {line}" for n, line in enumerate(lines)]
-
-
-def table(params: Any, rows: int = 12) -> list[str]:
-    """A line per top-level part of the parameters: name, arrays, numbers; the smallest together past `rows`."""
-    parts = dict(params) if isinstance(params, Mapping) else {"params": params}
-    counts = {name: (len(jax.tree.leaves(part)), tree.count(part)) for name, part in parts.items()}
-    if len(counts) > rows:
-        largest = sorted(counts, key=lambda name: counts[name][1], reverse=True)[: rows - 1]
-        rest = [count for name, count in counts.items() if name not in largest]
-        counts = {name: count for name, count in counts.items() if name in largest}
-        counts[f"{len(rest)} more"] = (sum(a for a, _ in rest), sum(n for _, n in rest))
-    width = max(map(len, counts), default=0)
-    return [f"{name:<{width}}  {arrays:>4} arrays  {numbers:>13,}" for name, (arrays, numbers) in counts.items()]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("lepton-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
-
-
 def result(recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mapping[str, float], seconds: float) -> Any:
     """The record of result.json."""
     return {
@@ -300,7 +181,7 @@ def result(recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mappi
         "devices": f"{mesh.size} {mesh.devices.flat[0].device_kind}{' simulated' * meshes.is_simulated(mesh)}",
         "seconds": seconds,
         "seed": config.seed,
-        "versions": versions(),
+        "versions": summary.versions(),
     }
 
 
@@ -321,50 +202,5 @@ def told(
         per_class=evaluation.per_class,
         classes=recipe.dataset.classes,
         flags=asdict(config),
-        command=command(recipe, None),
+        command=summary.command(recipe, None),
     )
-
-
-def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]) -> str:
-    """How it ended: the table by class, the files written, the next commands."""
-    names = recipe.dataset.classes
-    shown = ("accuracy", "f1_macro", "auc", "loss")
-    scores = "  ".join(report.quantity(name, record["metrics"][f"test/{name}"]) for name in shown)
-    files = "  ".join(sorted(path.name + "/" * path.is_dir() for path in directory.iterdir()))
-    return "\n".join(
-        [
-            *(per_class(names, evaluation) if len(names) <= 20 else []),
-            *(line for name, fact in skipped(recipe.dataset).items() for line in labelled(name, fact)),
-            f"result     {scores}  in {report.clock(record['seconds'])}",
-            f"files      {directory}/",
-            f"           {files}",
-            f"report     {directory / 'report.html'}",
-            f"next       {command(recipe, directory)}",
-            "           goes on where it stopped, or shows the result again",
-            f"           tensorboard --logdir {shlex.quote(str(directory / 'events'))}",
-        ]
-    )
-
-
-def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[str]:
-    """A table of precision, recall and F1 by class."""
-    names = tuple(textwrap.shorten(name, 28, placeholder="...") for name in names)
-    width = max(4, *map(len, names))
-    head = f"classes    {'name':<{width}}  examples  precision  recall      f1"
-    rows = [
-        f"{'':11}{name:<{width}}  {row['examples']:>8,}  {row['precision']:>9.4f}  {row['recall']:.4f}  {row['f1']:.4f}"
-        for name, row in zip(names, evaluation.per_class, strict=True)
-    ]
-    return [head, *rows]
-
-
-def command(recipe: Recipe, directory: pathlib.Path | None) -> str:
-    """The command that was given, writing to another run directory, or to a new one."""
-    given = sys.argv[1:]
-    flags = [
-        flag
-        for before, flag in zip(["", *given], given, strict=False)
-        if "--run" not in (before, flag) and not flag.startswith("--run=")
-    ]
-    named = [] if directory is None else ["--run", str(directory)]
-    return shlex.join(["python", "-m", f"experiments.{recipe.name}", *flags, *named])

@@ -1,8 +1,8 @@
 """Rematerialization: activations inside a block are computed again for the gradient instead of being kept.
 
-Models tag each block's output with `jax.ad_checkpoint.checkpoint_name(x, "block")`. The loss is cut at the tags and each
-piece becomes a `jax.checkpoint` of its own. One checkpoint around the whole loss, with a policy that saves the
-tags, saves no memory: all is then computed again at once, before the backward pass begins.
+Models tag each block's output with `jax.ad_checkpoint.checkpoint_name(x, "block")`. The loss is cut at the tags and
+each piece becomes a `jax.checkpoint` of its own. One checkpoint around the whole loss would save no memory: all is then
+computed again at once, before the backward pass begins.
 """
 
 import functools

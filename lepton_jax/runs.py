@@ -84,7 +84,9 @@ def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> N
             if path.exists():
                 path.rmdir()
         reason = error.strerror or str(error)
-        raise InputError(f"--run {directory} cannot be written: {reason}", "free space there, or choose another --run") from error
+        raise InputError(
+            f"--run {directory} cannot be written: {reason}", "free space there, or choose another --run"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -121,9 +121,7 @@ def compile(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh,
         # images along such axes, slowly, and wrongly in a scan on three axes (jax 0.10.2; tests/test_step.py)
         return step(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)
 
-    jitted = jax.jit(
-        gathered, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0
-    )
+    jitted = jax.jit(gathered, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
     with jax.set_mesh(mesh):
         return jitted.lower(shapes(state), shapes(dict(batch))).compile()
 

@@ -16,7 +16,23 @@ FLOORS = [
     {"losses", "gradients", "precision", "rematerialization"},
     {"step"},
     {"privacy", "federated", "compress", "explain"},
-    {"evaluate", "checkpoint", "report", "chart", "page", "runs", "train", "cli", "experiment", "trainer", "export", "serve", "launch"},
+    {
+        "evaluate",
+        "checkpoint",
+        "report",
+        "chart",
+        "page",
+        "runs",
+        "train",
+        "cli",
+        "recipe",
+        "summary",
+        "experiment",
+        "trainer",
+        "export",
+        "serve",
+        "launch",
+    },
 ]
 WINGS = FLOORS[4]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,62 @@
+"""What a recipe composes, and its parts that flags name: data, schedule and optimizer."""
+
+from dataclasses import dataclass, field
+
+import optax
+
+from lepton_jax import data, optimizers, schedules
+from lepton_jax.cli import Config, flag
+from lepton_jax.errors import InputError
+from lepton_jax.losses import Criterion
+from lepton_jax.types import Model, Stats, Step
+
+# flags that only these schedules have
+TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe has composed. `stats` are the entries that its techniques start from."""
+
+    name: str
+    dataset: data.Dataset
+    stream: data.Stream
+    model: Model
+    criterion: Criterion
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    step: Step
+    stats: Stats = field(default_factory=dict)
+
+
+def dataset(config: Config) -> data.Dataset:
+    """The data that the flags name, checked. Raises InputError."""
+    options = {"image_size": config.image_size, "on_bad_image": config.on_bad_image}
+    return data.load(config.data, config.data_dir, seed=config.seed, **options)
+
+
+def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule and the optimizer that the flags name. Raises InputError."""
+    options = {name: getattr(config, name) for name in TAKEN_BY if getattr(config, name) is not None}
+    for name in options:
+        if config.schedule not in TAKEN_BY[name]:
+            problem = f"{flag(name)} has no meaning for --schedule {config.schedule}"
+            raise InputError(problem, f"leave it out, or choose {' or '.join(TAKEN_BY[name])}")
+    schedule = schedules.build(
+        config.schedule,
+        config.learning_rate,
+        stream.steps(config.epochs),
+        stream.steps_per_epoch,
+        warmup_steps=stream.steps(config.warmup_epochs),
+        **options,
+    )
+    optimizer = optimizers.build(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+    )
+    if config.schedule == "plateau":
+        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
+    return schedule, optimizer
