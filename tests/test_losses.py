@@ -77,14 +77,13 @@ def test_rematerialization_keeps_only_what_lies_between_blocks(capsys):
     assert kept(lp.rematerialized(loss, "everything_saveable")) >= 6 * 4
 
 
-@pytest.mark.parametrize("policy", rematerialization.POLICIES)
-def test_rematerialization_changes_no_gradient(policy):
+@pytest.mark.parametrize(("name", "policy"), [("resnet", "nothing_saveable"), ("dropout", "dots_saveable")])
+def test_rematerialization_changes_no_gradient(name, policy):
     """Batch statistics and random masks included."""
-    for name in ("resnet", "dropout"):
-        model, batch = laws.models()[name](), data.Stream(laws.digits(), 16, 1).batch(0)
-        plain, _ = laws.gradient_of(model, laws.TECHNIQUES["plain"], batch)
-        again = laws.Technique(loss=lambda loss: lp.rematerialized(loss, policy))
-        assert laws.distance(laws.gradient_of(model, again, batch)[0], plain) < 1e-6
+    model, batch = laws.models()[name](), data.Stream(laws.digits(), 16, 1).batch(0)
+    plain, _ = laws.gradient_of(model, laws.TECHNIQUES["plain"], batch)
+    again = laws.Technique(loss=lambda loss: lp.rematerialized(loss, policy))
+    assert laws.distance(laws.gradient_of(model, again, batch)[0], plain) < 1e-6
 
 
 def test_the_built_in_models_tag_their_blocks():
