@@ -43,14 +43,19 @@ def check(directory: pathlib.Path, experiment: str, config: Mapping[str, Any], i
     if found["experiment"] != experiment:
         problem = f"--run {directory} belongs to the experiment {found['experiment']!r}, not {experiment!r}"
         raise InputError(problem, "give this experiment a --run of its own")
-    for what, new in (("config", config), ("identity", identity)):
-        for name in sorted(set(new) - NEUTRAL):
-            if json.loads(json.dumps(strict(new[name]))) != found[what].get(name):
-                raise InputError(
-                    f"--run {directory} was made with {name} = {found[what].get(name)!r}, not {new[name]!r}",
-                    "repeat the command that made it, or choose another --run",
-                )
+    require_same(directory, found["config"], config)  # first: a flag says more than the data that it changed
+    require_same(directory, found["identity"], identity)
     return True
+
+
+def require_same(directory: Any, found: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise InputError where a run was made with other values of what decides its trajectory."""
+    for name in sorted(set(new) - NEUTRAL):
+        if json.loads(json.dumps(strict(new[name]))) != found.get(name):
+            raise InputError(
+                f"the run in {directory} was made with {name} = {found.get(name)!r}, not {new[name]!r}",
+                "repeat the command that made it, or choose another --run",
+            )
 
 
 def recorded(path: pathlib.Path) -> dict[str, Any]:

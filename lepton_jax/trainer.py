@@ -22,11 +22,13 @@ from lepton_jax import (
     optimizers,
     precision,
     report,
+    runs,
     schedules,
 )
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax import train as loop
+from lepton_jax.cli import PRECISIONS
 from lepton_jax.errors import InputError
 from lepton_jax.types import Model, TrainState
 
@@ -55,6 +57,8 @@ class Trainer:
         log_every: int = 20,
         verbose: bool = True,
     ):
+        if precision not in PRECISIONS:
+            raise errors.unknown("precision", precision, PRECISIONS)
         self.mesh = meshes.make(mesh)
         self.precision, self.microbatches, self.seed = precision, microbatches, seed
         self.run, self.log_every, self.verbose = run, log_every, verbose
@@ -85,6 +89,7 @@ class Trainer:
         """
         model, criterion = models.as_model(model), errors.named("loss", loss, CRITERIA)
         stream = data.Stream(data.as_source(train), batch_size, self.seed)
+        valid = valid if valid is None else data.as_source(valid)
         steps.check_batch(batch_size, self.microbatches, self.mesh)
         if isinstance(schedule, str):
             schedule = schedules.build(schedule, learning_rate, stream.steps(epochs), stream.steps_per_epoch)
@@ -93,6 +98,9 @@ class Trainer:
         step, stats = self._composed(model, criterion, optimizer, augment)
         inputs = steps.shapes(stream.batch(0)["input"])
         state = steps.initial(model, optimizer, keys.seeded(self.seed), inputs, **stats)
+        for split, source in (("train", stream.source), ("valid", valid)):
+            if loss == "cross_entropy" and source is not None:
+                check_classes(split, source, output_shape(model, state, source)[-1])
         history = report.History()
         job = loop.Job(
             step=step,
@@ -103,7 +111,7 @@ class Trainer:
             log_every=self.log_every,
             eval_every=1,
             checkpoint_every=1,
-            evaluate=valid if valid is None else assessor(model, criterion, self.mesh, state, data.as_source(valid)),
+            evaluate=valid if valid is None else assessor(model, criterion, self.mesh, state, valid),
             reporter=report.Together([history, report.screen(stream.steps(epochs))] if self.verbose else [history]),
         )
         with job.reporter:
@@ -124,11 +132,14 @@ class Trainer:
         if self.run is None:
             return loop.fit(job, state)
         with checkpoint.Checkpoints(pathlib.Path(self.run) / "checkpoints") as checkpoints:
+            stream = job.stream
+            identity = {"data": data.fingerprint(stream.source), "batch_size": stream.batch_size, "seed": stream.seed}
             if checkpoints.latest() is not None:
-                state, _ = checkpoints.restore(state, self.mesh, job.rules)
+                state, found = checkpoints.restore(state, self.mesh, job.rules)
+                runs.require_same(self.run, found, identity)
 
             def save(state: TrainState, scores: Mapping[str, float]) -> None:
-                checkpoints.save(state, {}, scores)
+                checkpoints.save(state, identity, scores)
 
             return loop.fit(replace(job, save=save), state)
 
@@ -153,17 +164,32 @@ class Trainer:
         return self._fitted
 
 
+def output_shape(model: Model, state: TrainState, source: data.Source) -> tuple[int, ...]:
+    """The shape of the model's outputs for one example of a source; (0,) where they are not one array."""
+    inputs = data.gather(source, np.array([0]))["input"]
+    variables = {"params": state.params, **state.stats.get("model", {})}
+    outputs = jax.eval_shape(lambda v: model.apply(v, inputs, False, None)[0], variables)
+    return getattr(outputs, "shape", (0,))
+
+
+def check_classes(split: str, source: data.Source, classes: int) -> None:
+    """Raise InputError for labels that cross-entropy would silently take for no class of the model's."""
+    labels = data.gather(source, np.array([0])).get("label", np.int32(0))
+    if labels.ndim == 1 and labels.dtype.kind == "f":
+        problem = f"the {split} labels are {labels.dtype} numbers, and the loss is cross_entropy"
+        raise InputError(problem, 'give class numbers as integers, or loss="squared_error" to predict the numbers')
+    if labels.shape[1:] != (classes,):  # that would be a distribution over the classes
+        data.check_labels(split, source, classes)
+
+
 def assessor(
     model: Model, criterion: losses.Criterion, mesh: Mesh, state: TrainState, source: data.Source
 ) -> Callable[[TrainState], dict[str, float]]:
     """State -> metrics on a source: all of a classifier's where labels are integers, else the mean loss."""
-    first = data.gather(source, np.array([0]))
-    variables = {"params": state.params, **state.stats.get("model", {})}
-    outputs = jax.eval_shape(lambda v: model.apply(v, first["input"], False, None)[0], variables)
+    labels, outputs = data.gather(source, np.array([0]))["label"], output_shape(model, state, source)
     size = evaluate.batch_size_for(mesh, min(256, len(source)))
-    classifies = first["label"].ndim == 1 and first["label"].dtype.kind in "iu" and len(outputs.shape) == 2
-    if classifies:
-        judge = evaluate.evaluator(model, criterion, mesh, outputs.shape[1])
+    if labels.ndim == 1 and labels.dtype.kind in "iu" and len(outputs) == 2 and outputs[1] > 1:
+        judge = evaluate.evaluator(model, criterion, mesh, outputs[1])
         return lambda state: judge(state.params, state.stats, data.evaluation_batches(source, size)).metrics
     measure = evaluate.loss_evaluator(model, criterion, mesh)
     return lambda state: measure(state.params, state.stats, data.evaluation_batches(source, size))

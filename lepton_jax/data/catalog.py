@@ -44,6 +44,9 @@ def load(
         return check(tfds(rest, directory, image_size))
     match name:
         case "digits":
+            if directory is not None:
+                problem = f"'digits' reads no files, and --data-dir {str(directory)!r} is given"
+                raise InputError(problem, "leave it out, or name the data that lies there: --data cifar10, folder ...")
             return check(digits(seed))
         case "cifar10":
             return check(cifar10(directory))

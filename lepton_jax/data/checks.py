@@ -31,6 +31,12 @@ def check(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def check_labels(split: str, source: Source, classes: int) -> None:
+    """Raise InputError for labels that are not integers, one per example, in 0..classes-1; looks as `check` does."""
+    for positions, columns in _pieces(source):
+        _check_labels(split, positions, columns.get("label"), classes)
+
+
 def _pieces(source: Source) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(positions, columns) of what is to be looked at."""
     examples = len(source)
@@ -81,5 +87,5 @@ def _check_labels(split: str, positions: np.ndarray, labels: np.ndarray | None, 
         row = int(np.argmax(outside))
         raise InputError(
             f"the {split} label at index {positions[row]} is {labels[row]}, outside 0..{classes - 1}",
-            f"the data set has {classes} classes; number them from 0",
+            f"there are {classes} classes; number them from 0",
         )
