@@ -94,9 +94,7 @@ def test_every_number_of_examples_equals_scikit_learn(name):
         np.testing.assert_allclose(result.scores, scores, rtol=1e-5)
         np.testing.assert_array_equal(result.predictions, scores.argmax(axis=1))
         np.testing.assert_array_equal(result.labels, labels)
-        assert [row["examples"] for row in result.per_class] == np.bincount(
-            labels, minlength=CLASSES
-        ).tolist()
+        assert [row["examples"] for row in result.per_class] == np.bincount(labels, minlength=CLASSES).tolist()
     assert len(traces) == 1  # 17 data sets, one compilation
 
 
@@ -122,9 +120,7 @@ def test_ragged_batches_without_weight_are_padded(name):
 def test_model_without_stats_and_many_batches():
     evaluate = evaluator(linear(), cross_entropy(), meshes.make("4x2"), CLASSES)
     result = evaluate(PARAMS, {}, batches(17, 4))
-    assert result.metrics == pytest.approx(
-        expected_metrics(plain_scores(17, centred=False), LABELS), rel=1e-6
-    )
+    assert result.metrics == pytest.approx(expected_metrics(plain_scores(17, centred=False), LABELS), rel=1e-6)
 
 
 def test_sharded_parameters_stay_sharded():
@@ -132,9 +128,7 @@ def test_sharded_parameters_stay_sharded():
     kernel = jnp.concatenate([KERNEL, -KERNEL[:, :1]], axis=1)  # 8 classes over "model"
     sharded = jax.device_put({"kernel": kernel}, NamedSharding(mesh, P(None, "model")))
     result = evaluator(linear(), cross_entropy(), mesh, 8)(sharded, {}, batches(17, 8))
-    whole = evaluator(linear(), cross_entropy(), meshes.make("1x1"), 8)(
-        {"kernel": kernel}, {}, batches(17, 8)
-    )
+    whole = evaluator(linear(), cross_entropy(), meshes.make("1x1"), 8)({"kernel": kernel}, {}, batches(17, 8))
     assert result.metrics == pytest.approx(whole.metrics, rel=1e-6)
     np.testing.assert_array_equal(result.confusion, whole.confusion)
     assert sharded["kernel"].sharding.spec == P(None, "model")

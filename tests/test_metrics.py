@@ -99,9 +99,7 @@ def test_precision_recall_f1_are_scikit_learn_s(average, seed, n, classes):
     truth, predicted = generator.integers(0, classes, (2, n))  # often with classes that do not occur
     confusion = sk.confusion_matrix(truth, predicted, labels=range(classes))
     labels = range(classes) if average is None else None
-    expected = tolerant(sk.precision_recall_fscore_support, truth, predicted, average=average, labels=labels)[
-        :3
-    ]
+    expected = tolerant(sk.precision_recall_fscore_support, truth, predicted, average=average, labels=labels)[:3]
     for ours, theirs in zip(metrics.precision_recall_f1(confusion, average), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
         assert average is None or isinstance(ours, float)
@@ -125,9 +123,7 @@ def test_macro_auc_is_scikit_learn_s_where_that_is_defined():
     scores = np.array(jax.nn.softmax(outputs), np.float64)
     scores /= scores.sum(axis=1, keepdims=True)
     expected = sk.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
-    np.testing.assert_allclose(
-        metrics.macro_auc(metrics.one_vs_rest_auc(scores, labels)), expected, rtol=1e-12
-    )
+    np.testing.assert_allclose(metrics.macro_auc(metrics.one_vs_rest_auc(scores, labels)), expected, rtol=1e-12)
 
 
 def test_macro_auc_averages_over_what_is_defined():
@@ -143,9 +139,7 @@ def test_per_class_table():
     for c, row in enumerate(table):
         theirs = report[str(c)]
         ours = (row["precision"], row["recall"], row["f1"], row["examples"])
-        assert ours == pytest.approx(
-            (theirs["precision"], theirs["recall"], theirs["f1-score"], theirs["support"])
-        )
+        assert ours == pytest.approx((theirs["precision"], theirs["recall"], theirs["f1-score"], theirs["support"]))
     assert [row["class"] for row in table] == ["a", "b", "c", "d"]
     assert table[1]["auc"] == 0.2
     assert "auc" not in metrics.per_class_table(confusion)[0]

@@ -15,8 +15,7 @@ from lepton_jax.errors import InputError
 generator = np.random.default_rng(0)
 PARAMS = {"kernel": generator.normal(size=(4, 3)).astype(np.float32), "bias": np.ones(3, np.float32)}
 GRADS = [
-    {name: generator.normal(size=leaf.shape).astype(np.float32) for name, leaf in PARAMS.items()}
-    for _ in range(10)
+    {name: generator.normal(size=leaf.shape).astype(np.float32) for name, leaf in PARAMS.items()} for _ in range(10)
 ]
 RATE = schedules.build("cosine", 0.1, 10, 1)
 DECAY = 0.05
@@ -148,18 +147,14 @@ def test_plateau_by_hand():
 LOSSES = [5, 4, 3.9, 3.95, 3.9, 3.91, 3.9, 4, 3.8, 3.8, 3.8, 3.8, 3.8, 3.8, 2, 2, 2, 2, 2, 2.0]
 
 
-@pytest.mark.parametrize(
-    ("patience", "cooldown", "threshold"), [(1, 0, 1e-4), (2, 0, 1e-4), (3, 2, 0.02), (2, 1, 0.3)]
-)
+@pytest.mark.parametrize(("patience", "cooldown", "threshold"), [(1, 0, 1e-4), (2, 0, 1e-4), (3, 2, 0.02), (2, 1, 0.3)])
 def test_plateau_is_torch(patience, cooldown, threshold):
     torch = pytest.importorskip("torch")
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
         sgd, factor=0.5, patience=patience - 1, threshold=threshold, cooldown=cooldown, min_lr=0.01
     )
-    ours = optimizers.reduce_on_plateau(
-        2, 0.5, patience, threshold=threshold, cooldown=cooldown, smallest=0.01
-    )
+    ours = optimizers.reduce_on_plateau(2, 0.5, patience, threshold=threshold, cooldown=cooldown, smallest=0.01)
     state, updates = ours.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
     update = jax.jit(ours.update)
     for loss in LOSSES:
@@ -174,9 +169,7 @@ def test_plateau_is_torch(patience, cooldown, threshold):
 
 
 def test_plateau_in_a_chain_compiles_once_and_keeps_its_state_in_the_optimizer():
-    optimizer = optax.chain(
-        optimizers.build("sgd", 0.1, momentum=0.0), optimizers.reduce_on_plateau(1, 0.5, 1)
-    )
+    optimizer = optax.chain(optimizers.build("sgd", 0.1, momentum=0.0), optimizers.reduce_on_plateau(1, 0.5, 1))
     params = jax.tree.map(jnp.asarray, PARAMS)
     traces = []
 

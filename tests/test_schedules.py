@@ -53,9 +53,7 @@ def test_warm_up_is_a_line_from_zero_into_the_schedule(name):
     rates = values(schedule)
     np.testing.assert_allclose(rates[:21], rates[20] * np.arange(21) / 20, rtol=1e-6)
     if name in schedules.BY_EPOCH:  # the epochs are the run's, warm-up included
-        np.testing.assert_allclose(
-            rates[20:], values(schedules.build(name, PEAK, STEPS, EPOCH, **options))[20:]
-        )
+        np.testing.assert_allclose(rates[20:], values(schedules.build(name, PEAK, STEPS, EPOCH, **options))[20:])
     else:  # the shape spreads over what is left
         rest = schedules.build(name, PEAK, STEPS - 20, EPOCH, **options)
         np.testing.assert_allclose(rates[20:], values(rest, STEPS - 20))
