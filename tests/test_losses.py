@@ -55,7 +55,7 @@ def test_a_view_is_differentiated_through():
 
 
 def test_rematerialization_keeps_only_what_lies_between_blocks(capsys):
-    """Counted in arrays kept for the backward pass: XLA's CPU scheduler frees none of them early, with ours or without."""
+    """Counted in arrays kept for the backward pass; XLA's CPU scheduler frees none of them early."""
 
     def apply(variables, x, train, keys):
         for weight in variables["params"]:
