@@ -6,12 +6,13 @@ Everything here runs before JAX starts, because device counts cannot change afte
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -138,24 +139,31 @@ def parse(config: type[C], presets: Mapping[str, C], arguments: list[str], progr
         raise unknown("preset", name, presets)
     chosen = dataclasses.replace(presets[name], preset=name)
     description = f"{config.__doc__} presets: {', '.join(presets)}."
+    with refusing(program):
+        settings, strangers = tyro.cli(
+            config,
+            default=chosen,
+            args=arguments,
+            prog=program,
+            description=description,
+            return_unknown_args=True,
+        )
+    if strangers:
+        raise _unknown_flag(strangers[0], config, program)
+    return settings
+
+
+@contextlib.contextmanager
+def refusing(program: str) -> Iterator[None]:
+    """Turns what tyro refuses, with a box and an exit, into an InputError."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            settings, strangers = tyro.cli(
-                config,
-                default=chosen,
-                args=arguments,
-                prog=program,
-                description=description,
-                return_unknown_args=True,
-            )
+            yield
     except SystemExit as end:
         if not end.code:
             raise  # --help
         raise InputError(unboxed(said.getvalue()), f"{program} --help lists every flag and its values") from None
-    if strangers:
-        raise _unknown_flag(strangers[0], config, program)
-    return settings
 
 
 def unboxed(text: str) -> str:
@@ -183,28 +191,73 @@ def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> 
 
 
 def outcome(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C], arguments: list[str]) -> int:
-    """Parse the arguments and run `main`: the exit code.
+    """Parse the arguments and run `main`: the exit code of `guarded`."""
+    program = _program(main)
 
-    0 for success, 2 for an InputError, whose two lines go to standard error, 130 for an interrupt. With
-    `--debug` the exception itself is raised.
-    """
-    spec = main.__globals__.get("__spec__")
-    program = f"python -m {spec.name}" if spec else sys.argv[0]
-    try:
+    def act() -> None:
         settings = parse(config, presets, arguments, program)
         settings.check()
         # JAX takes seconds to start, and silence looks like a fault
         print(f"starting   {program.split()[-1]}, preset {settings.preset}, seed {settings.seed}", flush=True)
         _before_jax(settings)
         main(settings)
+
+    return guarded(act, debug="--debug" in arguments)
+
+
+def command(*functions: Callable[..., Any]) -> None:
+    """Call a function with the command line's flags as its arguments; of several, the one that the first word names.
+
+    Where that fails, exit with the code of `guarded`.
+    """
+    if code := guarded(lambda: call(*functions, arguments=sys.argv[1:])):
+        leave(code)
+
+
+def call(*functions: Callable[..., Any], arguments: list[str]) -> Any:
+    """What `command` calls, and its result. Raises InputError for arguments that the function does not take."""
+    import tyro
+
+    program = _program(functions[0])
+    # bound first and called after, so that what the function prints and raises is its own
+    bindings = {function.__name__: _binding(function) for function in functions}
+    with refusing(program):
+        if len(bindings) == 1:
+            bound: Any = tyro.cli(*bindings.values(), args=arguments, prog=program)
+        else:
+            bound = tyro.extras.subcommand_cli_from_dict(bindings, args=arguments, prog=program)
+    return bound()
+
+
+def _binding(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind
+
+
+def guarded(action: Callable[[], Any], debug: bool = False) -> int:
+    """Do it: the exit code.
+
+    0 for success, 2 for an InputError, whose two lines go to standard error, 130 for an interrupt. With
+    `debug` the exception itself is raised.
+    """
+    try:
+        action()
     except (InputError, KeyboardInterrupt) as error:
-        if "--debug" in arguments:
+        if debug:
             raise
         if isinstance(error, KeyboardInterrupt):
             return 130
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _program(function: Callable[..., Any]) -> str:
+    spec = function.__globals__.get("__spec__")
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
 
 
 def _before_jax(settings: Config) -> None:
