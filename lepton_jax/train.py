@@ -6,6 +6,7 @@ device never waits for the host to print.
 
 import collections
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,8 +51,16 @@ class Job:
         """Whether step `number` is the last, or completes another `epochs` passes over the data."""
         if number == self.steps or math.isinf(epochs):
             return number == self.steps
-        examples = Fraction(epochs).limit_denominator(10**6) * self.stream.examples
-        return number * self.stream.batch_size // examples > (number - 1) * self.stream.batch_size // examples
+        # in whole numbers, an epoch being a fraction: the k-th is due once number * batch >= k * examples
+        every = exact(epochs)
+        done, unit = self.stream.batch_size * every.denominator, every.numerator * self.stream.examples
+        return number * done // unit > (number - 1) * done // unit
+
+
+@functools.cache
+def exact(epochs: float) -> Fraction:
+    """What a person means by a decimal number: 0.1 is a tenth."""
+    return Fraction(epochs).limit_denominator(10**6)
 
 
 def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -95,7 +104,7 @@ def updates(job: Job, state: TrainState, log: "Log") -> Iterator[tuple[int, Trai
         log.start_clock()
         with contextlib.closing(job.stream.batches(start, job.steps)) as batches:
             for number, batch in enumerate(log.waited(batches), start + 1):
-                state, metrics = compiled(state, meshes.place(batch, job.mesh))
+                state, metrics = compiled(state, meshes.fed(batch, job.mesh))
                 job.reporter.progress(number)
                 yield number, state, metrics
 
@@ -129,15 +138,20 @@ class Log:
         self._since, self._waited, self._done = time.perf_counter(), 0.0, 0
 
     def waited(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, with the time that the host waits for them counted."""
+        """The same batches, with the time counted that the device may have waited for them."""
         iterator = iter(batches)
         while True:
             before = time.perf_counter()
             batch = next(iterator, None)
-            self._waited += time.perf_counter() - before
+            if self._is_idle():
+                self._waited += time.perf_counter() - before
             if batch is None:
                 return
             yield batch
+
+    def _is_idle(self) -> bool:
+        """Whether nothing is under way; then the device was idle for some of the time just past, if not all of it."""
+        return not self._under_way or all(leaf.is_ready() for leaf in jax.tree.leaves(self._under_way[-1]))
 
     def add(self, metrics: Metrics) -> None:
         """The metrics of the next step, not yet computed perhaps."""

@@ -1,7 +1,7 @@
 """Arithmetic, norms and paths over parameter trees."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,8 +65,19 @@ def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
 
 def norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all leaves together, accumulated in at least float32."""
-    squares = [jnp.sum(jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+    wide = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in gathered(jax.tree.leaves(tree)))
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x)) for x in wide), jnp.zeros((), jnp.float32)))
+
+
+def gathered(leaves: Sequence[Array], small: int = 2**14) -> list[Array]:
+    """The same numbers in fewer arrays: small leaves of one shape and type stacked, larger ones as they are.
+
+    To reduce hundreds of small arrays one by one costs more in starting than in adding.
+    """
+    alike: dict[Any, list[Array]] = {}
+    for number, leaf in enumerate(leaves):
+        alike.setdefault((leaf.shape, leaf.dtype) if leaf.size <= small else number, []).append(leaf)
+    return [jnp.stack(group) if len(group) > 1 else group[0] for group in alike.values()]
 
 
 def is_finite(tree: PyTree) -> Array:

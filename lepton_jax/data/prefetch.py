@@ -26,7 +26,9 @@ def ahead(function: Callable[[int], Any], start: int, stop: int, threads: int = 
     0 threads compute on demand. An exception in a thread is raised where its value would have come. The
     threads end with the iterator, also when it is closed early.
     """
-    if start >= stop:
+    if threads == 0:
+        yield from map(function, range(start, stop))
+    if threads == 0 or start >= stop:
         return
     import grain
 

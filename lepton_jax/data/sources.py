@@ -108,6 +108,8 @@ def gather(source: Source, indices: Sequence[int] | np.ndarray) -> dict[str, np.
     Uses the source's own `gather` where it has one. Raises InputError where examples differ in shape.
     """
     indices = np.asarray(indices)
+    if isinstance(source, Arrays):
+        return source.gather(indices)  # in canonical types from the start
     together = getattr(source, "gather", None)
     if together is not None:
         columns = together(indices)

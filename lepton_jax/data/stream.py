@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Int
 
 from lepton_jax.data.prefetch import THREADS, ahead
-from lepton_jax.data.sources import Source, gather
+from lepton_jax.data.sources import Arrays, Source, gather
 from lepton_jax.errors import InputError
+
+COPIED_BYTES = 2**20  # a batch of so many bytes takes about as long to copy as to be handed from thread to thread
 
 
 def permutation(examples: int, seed: int, epoch: int) -> Int[np.ndarray, " examples"]:
@@ -34,7 +36,8 @@ class Stream:
 
     Position p = step * batch_size + i holds example permutation(epoch)[p % N] of epoch p // N, where N is
     the number of examples. No remainder is dropped: a batch may cross into the next epoch, and a batch larger
-    than the data set wraps round. `shard` = (process, processes) reads only this process's rows of a batch.
+    than the data set wraps round. `shard` = (process, processes) reads only this process's rows of a batch. `threads`
+    read ahead; by default as many as there are processors, and none for small batches out of memory.
     Raises InputError for an empty source, a batch size below 1 or not divisible by the processes, and a seed
     outside 0..2**64-1.
     """
@@ -46,13 +49,14 @@ class Stream:
         seed: int,
         *,
         shard: tuple[int, int] = (0, 1),
-        threads: int = THREADS,
+        threads: int | None = None,
     ):
         if not 0 <= seed < 2**64:
             raise InputError(f"the seed {seed} is outside 0..2**64-1", "use a seed from 0 up")
-        self.source, self.batch_size, self.seed, self.threads = source, batch_size, seed, threads
+        self.source, self.batch_size, self.seed = source, batch_size, seed
         self.examples = _examples(source)
-        self._rows = _rows(batch_size, shard)
+        self._first, self._count = _rows(batch_size, shard)
+        self.threads = _threads(source, self._count) if threads is None else threads
         # Neighboring steps share an epoch or two. Under the lock, so that threads do not all sort the same one.
         self._order = functools.lru_cache(maxsize=4)(lambda epoch: permutation(self.examples, seed, epoch))
         self._lock = threading.Lock()
@@ -70,14 +74,14 @@ class Stream:
         """The examples of a step, as positions in the source."""
         if step < 0:
             raise ValueError(f"step {step} is negative")
-        epochs, offsets = np.divmod(step * self.batch_size + self._rows, self.examples)
-        indices = np.empty(len(self._rows), np.int32)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
+        start, count, parts = step * self.batch_size + self._first, self._count, []
+        while count:
+            epoch, offset = divmod(start, self.examples)
             with self._lock:
                 order = self._order(epoch)
-            indices[here] = order[offsets[here]]
-        return indices
+            parts.append(order[offset : offset + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step: the source's columns, and "index" (int32), the examples' positions in it."""
@@ -90,23 +94,32 @@ class Stream:
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1), threads: int = THREADS
+    source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1), threads: int | None = None
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Every example once, in order, in batches of one shape, with "weight" (float32) and "index" (int32).
 
     The last batch is filled up with the last example at weight 0, so that a weighted mean is exact. `shard` =
     (process, processes) reads only this process's rows of each batch. Raises InputError for an empty source.
     """
-    examples, rows = _examples(source), _rows(batch_size, shard)
+    examples = _examples(source)
+    first, count = _rows(batch_size, shard)
 
     def batch(step: int) -> dict[str, np.ndarray]:
-        positions = step * batch_size + rows
+        positions = step * batch_size + np.arange(first, first + count)
         indices = np.minimum(positions, examples - 1)
         columns = gather(source, indices)
-        weight = columns.get("weight", np.ones(len(rows), np.float32)) * (positions < examples)
+        weight = columns.get("weight", np.ones(count, np.float32)) * (positions < examples)
         return {**columns, "weight": weight.astype(np.float32), "index": indices.astype(np.int32)}
 
+    threads = _threads(source, count) if threads is None else threads
     return ahead(batch, 0, -(-examples // batch_size), threads)
+
+
+def _threads(source: Source, rows: int) -> int:
+    """How many threads read ahead: none where a batch is copied out of memory sooner than a thread hands it over."""
+    if not isinstance(source, Arrays):
+        return THREADS
+    return 0 if rows * sum(column[0].nbytes for column in source.columns.values()) <= COPIED_BYTES else THREADS
 
 
 def _examples(source: Source) -> int:
@@ -115,7 +128,8 @@ def _examples(source: Source) -> int:
     return len(source)
 
 
-def _rows(batch_size: int, shard: tuple[int, int]) -> Int[np.ndarray, " rows"]:
+def _rows(batch_size: int, shard: tuple[int, int]) -> tuple[int, int]:
+    """The first row of a batch that a process reads, and how many."""
     process, processes = shard
     if batch_size < 1:
         raise InputError(f"the batch size {batch_size} is below 1", "use a batch size of at least 1")
@@ -125,4 +139,4 @@ def _rows(batch_size: int, shard: tuple[int, int]) -> Int[np.ndarray, " rows"]:
             f"use a multiple of {processes}",
         )
     count = batch_size // processes
-    return np.arange(process * count, (process + 1) * count, dtype=np.int64)
+    return process * count, count
