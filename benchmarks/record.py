@@ -44,8 +44,8 @@ def tell(
     texts = [list(map(str, head)), *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     for row in texts:
-        cells = (cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        print("  ".join(cells).rstrip())
+        name, *cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([name.strip().ljust(widths[0]), *cells]).rstrip())
     record = {"benchmark": benchmark, "value": round(value, 4), "bar": bar, "holds": bool(holds)}
     print(json.dumps({**record, "machine": machine(), "commit": commit()}), flush=True)
 

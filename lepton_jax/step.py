@@ -107,7 +107,13 @@ def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
     )
 
 
-def compile(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
+def compile(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+    state: TrainState,
+    batch: Mapping[str, Any],
+    mesh: Mesh,
+    rules: Sequence[Rule] = (),
+) -> Any:
     """The step compiled ahead of time for states and batches like these (arrays or shapes); donates the state.
 
     Metrics come back whole on every device. Calling it with other shapes raises, so nothing recompiles unseen.
@@ -116,7 +122,7 @@ def compile(step: Step, state: TrainState, batch: Mapping[str, Any], mesh: Mesh,
     rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
     used = meshes.shardings(state, mesh, rules, fsdp=False).params
 
-    def gathered(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def gathered(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         # fsdp says where parameters rest, not how a layer computes: left to itself the partitioner splits
         # images along such axes, slowly, and wrongly in a scan on three axes (jax 0.10.2; tests/test_step.py)
         return step(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)

@@ -1,0 +1,73 @@
+"""What the benchmarks read and tell, on programs whose traffic is known. How long things take is not tested."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import lepton_jax as lp
+from benchmarks import collectives, record
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return lp.mesh.make("8x1")
+
+
+def program(mesh, function) -> str:
+    """A function of f32[8, 100] split by rows, and of its pieces alone, as a compiled program."""
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P(), check_vma=False)
+    return jax.jit(mapped).lower(jax.ShapeDtypeStruct((8, 100), jnp.float32)).compile().as_text()
+
+
+def test_a_sum_over_devices_moves_its_result_once(mesh):
+    assert collectives.moved(program(mesh, lambda x: jax.lax.psum(x, "data"))) == {"all-reduce": 400}
+
+
+def test_a_gather_moves_what_it_gathers(mesh):
+    assert collectives.moved(program(mesh, lambda x: jax.lax.all_gather(x, "data"))) == {"all-gather": 3200}
+
+
+def test_a_collective_in_a_loop_counts_each_time(mesh):
+    def three_times(x):
+        return jax.lax.scan(lambda total, _: (jnp.sin(jax.lax.psum(total, "data")), None), x, None, length=3)[0]
+
+    assert collectives.moved(program(mesh, three_times)) == {"all-reduce": 1200}
+
+
+def test_a_loop_of_unknown_length_is_not_guessed(mesh):
+    def until_large(x):
+        return jax.lax.while_loop(lambda x: jnp.max(x) < 1e6, lambda x: jax.lax.psum(x, "data") + 1, x)
+
+    with pytest.raises(ValueError, match="unknown length"):
+        collectives.moved(program(mesh, until_large))
+
+
+def test_data_parallelism_adds_up_the_gradient_once():
+    text, gradient = collectives.compiled("mlp", "8x1", 1)
+    found = collectives.moved(text)
+    assert set(found) == {"all-reduce"}
+    assert gradient <= found["all-reduce"] <= 1.05 * gradient
+
+
+def test_sizes_of_types():
+    assert collectives.size("(f32[3,3]{1,0}, bf16[7], pred[], u8[2,0])") == 36 + 14 + 1
+
+
+def test_the_last_line_is_the_record(capsys):
+    record.tell("speed", ["what", "rate"], [["a long name", 1234.5], ["b", 0.12345]], 1.25, 1.0, holds=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["what           rate", "a long name   1,234", "b            0.1235"]
+    told = json.loads(lines[-1])
+    assert (told["benchmark"], told["value"], told["bar"], told["holds"]) == ("speed", 1.25, 1.0, True)
+    assert set(told) == {"benchmark", "value", "bar", "holds", "machine", "commit"}
+
+
+def test_functions_are_timed_in_turn():
+    calls = []
+    seconds = record.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert all(values.shape == (3,) and np.all(values >= 0) for values in seconds.values())
