@@ -95,7 +95,10 @@ def main(config: Config) -> "lp.experiment.Result":
     if config.remat:
         loss = lp.rematerialized(loss, config.remat)
     gradient, stats = lp.precision.differentiated(loss, config.precision)
-    step = lp.descend(lp.accumulate(gradient, config.microbatches), optimizer)
+    gradient = lp.accumulate(gradient, config.microbatches)
+    if config.sharpness:
+        gradient = lp.sharpness_aware(gradient, config.sharpness)
+    step = lp.descend(gradient, optimizer)
     if config.ema:
         step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
 

@@ -1,6 +1,7 @@
 """Checkpoints of a TrainState: written by Orbax, asynchronously and atomically, restored onto any mesh."""
 
 import logging
+import math
 import os
 import pathlib
 import re
@@ -12,15 +13,16 @@ import jax
 from jax.sharding import Mesh
 
 from lepton_jax import mesh as meshes
-from lepton_jax import tree
+from lepton_jax import selection, tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Rule, TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest `keep`, and the one best by the metric `best` (higher is better).
+    """The checkpoints of one run: the newest `keep`, and the one best by the metric `best`: see `selection.score`.
 
-    A step is on disk completely or not at all; a run killed during a save goes on from the step before.
+    A step is on disk completely or not at all; a run killed during a save goes on from the step before. Of equally
+    good ones the earliest is the best.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2, best: str = "accuracy"):
@@ -29,12 +31,16 @@ class Checkpoints:
 
         logging.getLogger("absl").addFilter(_of_others)
         self._best = best
-        policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=self._score, n=1)])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=self._rank, n=1)])
+        # without best_fn Orbax keeps no metrics, and the policy then knows of no best
+        options = ocp.CheckpointManagerOptions(
+            best_fn=self._rank, preservation_policy=policy, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        return metrics.get(self._best, float("-inf"))
+    def _rank(self, metrics: Mapping[str, float]) -> Any:
+        """What orders checkpoints, the best last: the score, and among equals the earlier step."""
+        return selection.score(metrics, self._best), -metrics["step"]
 
     def save(self, state: TrainState, info: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start writing a state, with a JSON record beside it. Returns once the arrays have left the devices.
@@ -45,9 +51,10 @@ class Checkpoints:
 
         self._require_room(state)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(dict(info)))
+        record = {**metrics, "step": int(state.step)}
         try:
             # a step saved twice is the same state twice: force only avoids an error after a resume
-            self._manager.save(int(state.step), args=items, metrics=dict(metrics), force=True)
+            self._manager.save(int(state.step), args=items, metrics=record, force=True)
         except (OSError, ValueError) as error:
             raise InputError(*_unwritten(self._manager.directory, error)) from error
 
@@ -64,8 +71,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step that is best by the metric, or None."""
-        return self._manager.best_step()
+        """The step that is best by the metric, or None where no step was saved with it."""
+        step = self._manager.best_step()
+        return None if step is None or selection.score(self._metrics(step), self._best) == -math.inf else step
+
+    def _metrics(self, step: int) -> Mapping[str, float]:
+        return self._manager.metrics(step) or {}
 
     def restore(self, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...] = (), step: int | None = None) -> Any:
         """(state, info) of a step, the newest by default, laid over the mesh.

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, keys, page, report, runs, summary, train, tree
+from lepton_jax import checkpoint, data, evaluate, finder, keys, page, report, runs, selection, summary, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
-from lepton_jax.cli import Config
+from lepton_jax.config import Config
 from lepton_jax.data.paths import reason
 from lepton_jax.errors import InputError
 from lepton_jax.optimizers import learning_rate_scale
@@ -46,46 +46,117 @@ class Clock:
 
 
 def run(recipe: Recipe, config: Config) -> Result:
-    """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete."""
+    """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete.
+
+    With `--find-learning-rate`, sweep instead.
+    """
     clock = Clock()
     mesh = meshes.make(config.mesh)
+    if config.find_learning_rate:
+        finder.require_drawing()
     state = prepared(recipe, config, mesh)
     directory = opened(recipe, config, state)
     with runs.writing(directory):
+        if config.find_learning_rate:
+            return swept(recipe, config, mesh, state, directory)
         return recorded(recipe, config, mesh, state, directory, clock)
+
+
+def swept(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path) -> Result:
+    """The learning-rate finder over the recipe; the state is the one before the first step."""
+    steps = finder.RANGE[-1]
+    with report.screen(steps) as reporter:
+        reporter.say(summary.opening(summary.facts(recipe, config, mesh, state), state, directory, steps))
+        found = finder.sweep(
+            recipe.step, state, recipe.stream, mesh, recipe.schedule, steps, recipe.model.rules, reporter
+        )
+        finder.write(directory, found)
+    reporter.say(finder.told(found))
+    reporter.say(f"suggested  --learning-rate {found.suggestion:.2g}")
+    reporter.say(f"files      {directory}/learning-rate.json  learning-rate.png")
+    return Result(state, {"learning_rate": found.suggestion}, directory)
 
 
 def recorded(
     recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path, clock: Clock
 ) -> Result:
     """Train and evaluate, with all that a run directory holds."""
-    total = recipe.stream.steps(config.epochs)
+    total, judged = recipe.stream.steps(config.epochs), judged_on(recipe)
     assess, evaluation = assessor(recipe, config, mesh), None
+    stop = stopping(directory, config, judged)
 
     def scored(state: TrainState) -> Mapping[str, float]:
         nonlocal evaluation
-        evaluation = assess(state)
+        evaluation = assess(state, judged)
         return evaluation.metrics
 
-    with checkpoint.Checkpoints(directory / "checkpoints", config.keep) as checkpoints:
+    with checkpoint.Checkpoints(directory / "checkpoints", config.keep, config.monitor) as checkpoints:
         if checkpoints.latest() is not None:
             state, info = checkpoints.restore(state, mesh, recipe.model.rules)
-            clock.add(info["seconds"], finished=int(state.step) >= total)
+            runs.rewind(directory, int(state.step))
+            clock.add(info["seconds"], finished=int(state.step) >= total or stop())
 
         def save(state: TrainState, scores: Mapping[str, float]) -> None:
             checkpoints.save(state, {"seconds": clock.seconds()}, scores)
 
         with reporters(directory, total, int(state.step)) as reporter:
             known = summary.facts(recipe, config, mesh, state)
-            reporter.say(summary.opening(known, state, directory, total))
-            job = planned(recipe, config, mesh, reporter, scored, save)
+            reporter.say(summary.opening(known, state, directory, int(state.step) if stop() else total))
+            if judged == "test" and (config.patience is not None or config.restore == "best"):
+                reporter.say("note       there is no validation data: chosen on the test data, scores flatter")
+            job = planned(recipe, config, mesh, reporter, scored, save, stop)
             state, scores = train.fit(job, state)
+            ended = ending(job, config, state, stop())
+            if ended["step"] < total:
+                reporter.say(f"stopped    {ended['reason']}")
+        chosen = selected(checkpoints, recipe, config, mesh, state)
+        if chosen is not state or judged != "test":
+            evaluation = assess(chosen, "test")
+        if chosen is not state and judged != "test":
+            scores = assess(chosen, judged).metrics
     assert evaluation is not None  # of the final state: the loop ends with it
-    record = result(recipe, config, mesh, total, scores, clock.seconds())
+    measured = {f"{judged}/{name}": value for name, value in scores.items()}
+    measured |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
+    choice = {"of": config.restore, "by": f"{judged}/{config.monitor}", "step": int(chosen.step)}
+    record = result(recipe, config, mesh, ended, choice, measured, clock.seconds())
     page.write(directory, told(recipe, config, directory, known, record, evaluation))
     runs.write(directory / "result.json", record)
     reporter.say(summary.closing(recipe, directory, evaluation, record))
-    return Result(state, record["metrics"], directory)
+    return Result(chosen, record["metrics"], directory)
+
+
+def judged_on(recipe: Recipe) -> str:
+    """What a run is judged on while it goes: the validation data, or the test data where there is none."""
+    return "test" if recipe.dataset.validation is None else "validation"
+
+
+def stopping(directory: pathlib.Path, config: Config, judged: str) -> Callable[[], bool]:
+    """Whether `--patience` is at an end, by the rows of metrics.jsonl, so that a resumed run decides alike."""
+    patience = config.patience
+    if patience is None:
+        return lambda: False
+    name = f"{judged}/{config.monitor}"
+    return lambda: selection.stalled(runs.rows(directory), name, patience, config.eval_every)
+
+
+def ending(job: train.Job, config: Config, state: TrainState, early: bool) -> dict[str, Any]:
+    """Where the training stopped, and why."""
+    step, every = int(state.step), f"after all {config.epochs:g} epochs"
+    if not early or step == job.steps:
+        return {"step": step, "epoch": job.epoch(step), "reason": every}
+    word = "fallen" if config.monitor in selection.FALLING else "risen"
+    waited = f"{job.judged_on}/{config.monitor} has not {word} in {config.patience:g} epoch(s)"
+    return {"step": step, "epoch": job.epoch(step), "reason": waited}
+
+
+def selected(
+    checkpoints: checkpoint.Checkpoints, recipe: Recipe, config: Config, mesh: Mesh, state: TrainState
+) -> TrainState:
+    """The state that the result is of: with `--restore best` that of the best checkpoint."""
+    best = checkpoints.best() if config.restore == "best" else None
+    if best is None or best == int(state.step):
+        return state
+    return checkpoints.restore(state, mesh, recipe.model.rules, best)[0]
 
 
 def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
@@ -132,19 +203,22 @@ def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:
     return directory
 
 
-def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState], evaluate.Evaluation]:
-    """The evaluation of a state on the test data; of its averaged parameters where it has them."""
+def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState, str], evaluate.Evaluation]:
+    """(state, split) -> the evaluation of a state, of its averaged parameters where it has them, on a split's data."""
     judge = evaluate.evaluator(recipe.model, recipe.criterion, mesh, len(recipe.dataset.classes))
-    size = evaluate.batch_size_for(mesh, min(config.eval_batch_size, len(recipe.dataset.test)))
 
-    def assess(state: TrainState) -> evaluate.Evaluation:
+    def assess(state: TrainState, split: str) -> evaluate.Evaluation:
+        source = recipe.dataset.splits[split]
+        size = evaluate.batch_size_for(mesh, min(config.eval_batch_size, len(source)))
         params = state.stats.get("ema", state.params)
-        return judge(params, state.stats, data.evaluation_batches(recipe.dataset.test, size))
+        return judge(params, state.stats, data.evaluation_batches(source, size))
 
     return assess
 
 
-def planned(recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, save: Any) -> train.Job:
+def planned(
+    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, save: Any, stop: Any
+) -> train.Job:
     """The recipe as a job for the loop, with the learning rate among the metrics."""
     return train.Job(
         step=steps.observed(
@@ -158,6 +232,8 @@ def planned(recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporte
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
         evaluate=assess,
+        judged_on=judged_on(recipe),
+        stop=stop,
         save=save,
         reporter=reporter,
     )
@@ -169,14 +245,24 @@ def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter
     return report.Together([report.screen(total), report.Journal(directory), report.Events(directory, step)])
 
 
-def result(recipe: Recipe, config: Config, mesh: Mesh, steps: int, scores: Mapping[str, float], seconds: float) -> Any:
-    """The record of result.json."""
+def result(
+    recipe: Recipe,
+    config: Config,
+    mesh: Mesh,
+    stopped: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    measured: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """The record of result.json. stopped: where the training ended, and why. choice: the state that was measured."""
     return {
         "experiment": recipe.name,
         "status": "complete",
-        "steps": steps,
-        "examples": steps * config.batch_size,
-        "metrics": {f"test/{name}": value for name, value in scores.items()},
+        "steps": stopped["step"],
+        "examples": stopped["step"] * config.batch_size,
+        "stopped": dict(stopped),
+        "selected": dict(choice),
+        "metrics": dict(measured),
         "mesh": dict(mesh.shape),
         "devices": f"{mesh.size} {mesh.devices.flat[0].device_kind}{' simulated' * meshes.is_simulated(mesh)}",
         "seconds": seconds,
@@ -202,5 +288,5 @@ def told(
         per_class=evaluation.per_class,
         classes=recipe.dataset.classes,
         flags=asdict(config),
-        command=summary.command(recipe, None),
+        command=summary.command(recipe, None, config.seed),
     )

@@ -1,7 +1,7 @@
 """Losses: Model -> Loss, and Loss -> Loss through the batch or through the parameters."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lepton_jax import keys
-from lepton_jax.types import Aux, Batch, Loss, Mean, Model, View
+from lepton_jax.types import Aux, Batch, Loss, Mean, Model, Params, Stats, View
+
+T = TypeVar("T")
 
 Criterion = Callable[[Any, Any], Float[Array, " batch"]]
 """(outputs, labels) -> one loss per example."""
@@ -73,6 +75,22 @@ def augmented(loss: Loss, augment: Callable[[Any, Array], Array]) -> Loss:
         return loss(params, stats, {**batch, "input": inputs}, key)
 
     return augmented_loss
+
+
+def mixed(
+    arrow: Callable[[Params, Stats, Batch, Any], T], mixing: Callable[[Any, Batch], Batch]
+) -> Callable[[Params, Stats, Batch, Any], T]:
+    """The same loss on mixed examples: `mixing(key, batch)` inside the trace, as `augment.mixup` and `cutmix` make it.
+
+    `augmented(mixed(loss, mixing), augment)` augments each example and then mixes. Examples are mixed within the batch
+    that arrives here: below `accumulate`, a microbatch. A GradFn has the same arguments, so
+    `mixed(accumulate(plain(loss), k), mixing)` mixes across the whole batch.
+    """
+
+    def mixed_arrow(params: Any, stats: Any, batch: Batch, key: Any) -> T:
+        return arrow(params, stats, mixing(key, batch), key)
+
+    return mixed_arrow
 
 
 def through(loss: Loss, view: View) -> Loss:

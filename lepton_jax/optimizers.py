@@ -7,7 +7,8 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -15,16 +16,17 @@ import optax
 from jaxtyping import Array, Float, PyTree
 from optax.contrib import ReduceLROnPlateauState
 
+from lepton_jax import tree
+from lepton_jax.decay import Mask, decay_mask, require_regular
 from lepton_jax.errors import InputError, unknown
 
 
-def decay_mask(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay shrinks: kernels, not scales and biases (ndim <= 1)."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
 def sgd(
-    schedule: optax.ScalarOrSchedule, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = True
+    schedule: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    mask: Mask = decay_mask,
+    nesterov: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with Nesterov momentum; the decay is L2, added to the gradient before the momentum.
 
@@ -33,13 +35,14 @@ def sgd(
     descent = optax.sgd(schedule, momentum or None, nesterov=nesterov and momentum > 0)
     if weight_decay == 0:
         return descent
-    return optax.chain(optax.add_decayed_weights(weight_decay, decay_mask), descent)
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), descent)
 
 
 def adamw(
     schedule: optax.ScalarOrSchedule,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    mask: Mask = decay_mask,
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
@@ -47,31 +50,94 @@ def adamw(
 
     https://arxiv.org/abs/1711.05101.
     """
-    return optax.adamw(schedule, momentum, b2, eps, weight_decay=weight_decay, mask=decay_mask)
+    return optax.adamw(schedule, momentum, b2, eps, weight_decay=weight_decay, mask=mask)
 
 
 def lamb(
     schedule: optax.ScalarOrSchedule,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    mask: Mask = decay_mask,
     b2: float = 0.999,
     eps: float = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam scaled to each layer's norm, for large batches (You et al. 2020, https://arxiv.org/abs/1904.00962)."""
-    return optax.lamb(schedule, momentum, b2, eps, weight_decay=weight_decay, mask=decay_mask)
+    return optax.lamb(schedule, momentum, b2, eps, weight_decay=weight_decay, mask=mask)
 
 
 def lion(
-    schedule: optax.ScalarOrSchedule, momentum: float = 0.9, weight_decay: float = 0.0, b2: float = 0.99
+    schedule: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    mask: Mask = decay_mask,
+    b2: float = 0.99,
 ) -> optax.GradientTransformationExtraArgs:
     """The sign of an interpolated momentum (Chen et al. 2023, https://arxiv.org/abs/2302.06675)."""
-    return optax.lion(schedule, momentum, b2, weight_decay=weight_decay, mask=decay_mask)
+    return optax.lion(schedule, momentum, b2, weight_decay=weight_decay, mask=mask)
+
+
+# Jordan: first and last layers, and what is looked up rather than multiplied with, are left to Adam
+NOT_MATRICES = r"(^|/)(stem|patches|embedding|token|positions|head)(/|$)"
+
+
+def muon(
+    schedule: optax.ScalarOrSchedule,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    mask: Mask = decay_mask,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    adam: str = NOT_MATRICES,
+) -> optax.GradientTransformationExtraArgs:
+    """Orthogonalized momentum for matrices, AdamW for all else (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
+
+    A convolution's kernel [height, width, in, out] is the matrix [height * width * in, out], as in Jordan's; one
+    input per output (depthwise) is no matrix. adam: the paths (re.search) that are left to Adam beside those.
+    Updates are scaled to the size of Adam's, so that one learning rate and one decay serve both (Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982). The decay is decoupled.
+    """
+    require_regular(adam)
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_axes),
+        scale_by_matrix(0.2),
+    )
+    directions: dict[Hashable, optax.GradientTransformation] = {
+        "muon": orthogonal,
+        "adam": optax.scale_by_adam(momentum, b2, eps),
+    }
+    return optax.chain(
+        optax.partition(directions, lambda params: tree.map_named(functools.partial(_method, adam), params)),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def matrix_axes(params: PyTree) -> PyTree:
+    """For each leaf the axes that its product sums over, all but the last, and the one that it puts out."""
+    numbers = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda leaf: numbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1), params)
+
+
+def scale_by_matrix(rms: float) -> optax.GradientTransformation:
+    """Updates times rms * sqrt(max(inputs, outputs)): orthogonal matrices get entries of that root mean square."""
+
+    def scaled(update: Array) -> Array:
+        outputs = update.shape[-1]
+        return update * (rms * math.sqrt(max(update.size // outputs, outputs)))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scaled, updates))
+
+
+def _method(adam: str, name: str, leaf: Array) -> str:
+    is_depthwise = leaf.ndim == 4 and leaf.shape[2] == 1
+    return "adam" if leaf.ndim < 2 or is_depthwise or re.search(adam, name) else "muon"
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "adamw": adamw,
     "lamb": lamb,
     "lion": lion,
+    "muon": muon,
     "sgd": sgd,
 }
 
@@ -83,13 +149,14 @@ def build(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     clip: float | None = None,
+    mask: Mask = decay_mask,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of that name: the gradient's global norm is clipped first, then come decay and descent.
 
     momentum: the decay of the first moment, b1 of all but sgd. weight_decay: as the optimizer has it, coupled
-    for sgd and times the learning rate for the others; scales and biases are left out. clip: the largest
-    global norm, or None. options: those of the function so named. Raises InputError.
+    for sgd and times the learning rate for the others. mask: what it shrinks; `decay.undecayed` makes one of paths.
+    clip: the largest global norm, or None. options: those of the function so named. Raises InputError.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
@@ -97,11 +164,11 @@ def build(
         raise InputError(f"the momentum {momentum} is not in [0, 1)", "give one such as 0.9, or 0 for none")
     if not 0 <= weight_decay < math.inf:
         raise InputError(f"the weight decay {weight_decay} is negative or not finite", "give one such as 5e-4")
-    known = list(inspect.signature(OPTIMIZERS[name]).parameters)[3:]
+    known = list(inspect.signature(OPTIMIZERS[name]).parameters)[4:]
     for option in options:
         if option not in known:
             raise unknown(f"option of the optimizer {name!r}:", option, known)
-    optimizer = OPTIMIZERS[name](schedule, momentum, weight_decay, **options)
+    optimizer = OPTIMIZERS[name](schedule, momentum, weight_decay, mask, **options)
     return optimizer if clip is None else optax.chain(clip_by_global_norm(clip), optimizer)
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import optax
 
-from lepton_jax import data, optimizers, schedules
-from lepton_jax.cli import Config, flag
+from lepton_jax import data, decay, finder, optimizers, schedules
+from lepton_jax.config import Config, flag
 from lepton_jax.errors import InputError
 from lepton_jax.losses import Criterion
 from lepton_jax.types import Model, Stats, Step
@@ -36,13 +36,34 @@ def dataset(config: Config) -> data.Dataset:
 
 
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule and the optimizer that the flags name. Raises InputError."""
+    """The schedule and the optimizer that the flags name; the finder's sweep for --find-learning-rate.
+
+    Raises InputError.
+    """
+    schedule = schedules.sweep(*finder.RANGE) if config.find_learning_rate else scheduled(config, stream)
+    optimizer = optimizers.build(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        mask=decay.undecayed(*config.undecayed),
+        clip=config.clip,
+    )
+    if config.layer_decay < 1:
+        optimizer = optax.chain(optimizer, decay.layer_decay(config.layer_decay, config.layers))
+    if config.schedule == "plateau" and not config.find_learning_rate:
+        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
+    return schedule, optimizer
+
+
+def scheduled(config: Config, stream: data.Stream) -> optax.Schedule:
+    """The schedule that the flags name. Raises InputError."""
     options = {name: getattr(config, name) for name in TAKEN_BY if getattr(config, name) is not None}
     for name in options:
         if config.schedule not in TAKEN_BY[name]:
             problem = f"{flag(name)} has no meaning for --schedule {config.schedule}"
             raise InputError(problem, f"leave it out, or choose {' or '.join(TAKEN_BY[name])}")
-    schedule = schedules.build(
+    return schedules.build(
         config.schedule,
         config.learning_rate,
         stream.steps(config.epochs),
@@ -50,13 +71,3 @@ def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, o
         warmup_steps=stream.steps(config.warmup_epochs),
         **options,
     )
-    optimizer = optimizers.build(
-        config.optimizer,
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        clip=config.clip,
-    )
-    if config.schedule == "plateau":
-        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
-    return schedule, optimizer

@@ -110,11 +110,14 @@ def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     replace(path, json.dumps(strict(record), indent=2, allow_nan=False) + "\n")
 
 
-def replace(path: pathlib.Path, text: str) -> None:
-    """A text file, complete or as it was before."""
+def replace(path: pathlib.Path, content: str | bytes) -> None:
+    """A file, complete or as it was before."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        if isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            part.write_text(content, encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -125,6 +125,16 @@ def build(
     return warmed_up(delayed(rest, warmup_steps), warmup_steps)
 
 
+def sweep(low: float, high: float, steps: int) -> Schedule:
+    """low * (high / low) ** (step / (steps - 1)): each rate the same factor above the one before, `high` the last.
+
+    The learning-rate range test of Smith 2017, https://arxiv.org/abs/1506.01186, in even steps of the logarithm.
+    """
+    _require(0 < low < high < math.inf, f"a sweep from {low} to {high} does not rise", "give 0 < low < high")
+    _require(steps >= 2, f"a sweep of {steps} steps has no two rates", "give at least 2 steps")
+    return lambda count: low * (high / low) ** (count / (steps - 1))
+
+
 def delayed(schedule: Schedule, steps: int) -> Schedule:
     """The same schedule, begun `steps` later; its first value until then."""
     return (lambda count: schedule(jnp.maximum(count - steps, 0))) if steps else schedule

@@ -95,9 +95,11 @@ def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evalua
             f"files      {directory}/",
             f"           {files}",
             f"report     {directory / 'report.html'}",
-            f"next       {command(recipe, directory)}",
+            f"next       {command(recipe, directory, record['seed'])}",
             "           goes on where it stopped, or shows the result again",
             f"           tensorboard --logdir {shlex.quote(str(directory / 'events'))}",
+            f"           python -m lepton_jax.report {shlex.quote(str(directory))} ANOTHER_RUN",
+            "           lays runs side by side",
         ]
     )
 
@@ -114,13 +116,17 @@ def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[s
     return [head, *rows]
 
 
-def command(recipe: Recipe, directory: pathlib.Path | None) -> str:
-    """The command that was given, writing to another run directory, or to a new one."""
-    given = sys.argv[1:]
+def command(recipe: Recipe, directory: pathlib.Path | None, seed: int) -> str:
+    """The command that was given, writing to another run directory, or to a new one; of several seeds, this one's."""
+    given, dropped = sys.argv[1:], ["--run"]
+    if any(flag.split("=")[0] == "--seeds" for flag in given):
+        dropped += ["--seeds", "--seed"]
     flags = [
         flag
         for before, flag in zip(["", *given], given, strict=False)
-        if "--run" not in (before, flag) and not flag.startswith("--run=")
+        if before not in dropped and flag.split("=")[0] not in dropped
     ]
+    if "--seed" in dropped and seed:
+        flags += ["--seed", str(seed)]
     named = [] if directory is None else ["--run", str(directory)]
     return shlex.join(["python", "-m", f"experiments.{recipe.name}", *flags, *named])

@@ -9,9 +9,8 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from lepton_jax import step as steps_
 from lepton_jax.data import Stream
 from lepton_jax.errors import InputError
 from lepton_jax.report import Reporter
+from lepton_jax.selection import exact
 from lepton_jax.types import Batch, Rule, Step, TrainState
 
 AHEAD = 8  # steps that may be under way before the host waits for the oldest
@@ -42,6 +42,8 @@ class Job:
     eval_every: float = math.inf  # epochs; at the end in any case
     checkpoint_every: float = math.inf  # epochs; at the end in any case
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+    judged_on: str = "test"  # the name of the data that `evaluate` sees
+    stop: Callable[[], bool] = lambda: False  # asked after each evaluation, and before the first step
     save: Callable[[TrainState, Mapping[str, float]], None] | None = None
     reporter: Reporter = field(default_factory=Reporter)
 
@@ -59,34 +61,32 @@ class Job:
         return number * done // unit > (number - 1) * done // unit
 
 
-@functools.cache
-def exact(epochs: float) -> Fraction:
-    """What a person means by a decimal number: 0.1 is a tenth."""
-    return Fraction(epochs).limit_denominator(10**6)
-
-
 def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-    """Train from `state` to `job.steps`; the final state and its evaluation.
+    """Train from `state` to `job.steps`, or until an evaluation after which `job.stop` says so.
 
-    The state is laid over the mesh first, and its buffers are given away. Raises InputError where the loss stops
-    being finite.
+    Returns the final state and its evaluation. The state is laid over the mesh first, and its buffers are given
+    away. Raises InputError where the loss stops being finite.
     """
     state = steps_.place(state, job.mesh, job.rules)
     scores, log = {}, Log(job)
-    for number, latest, seen in updates(job, state, log):
-        state = latest
-        log.add(seen)
-        evaluates, saves = job.due(number, job.eval_every), job.due(number, job.checkpoint_every)
-        if evaluates or saves:
-            log.catch_up(number)  # what is evaluated or saved has been seen to be finite
-        elif number % job.log_every == 0:
-            log.close_window(number)
-        if evaluates:
-            scores = evaluated(job, state, number)
-        if saves and job.save:
-            job.save(state, scores if evaluates else {})  # an older state's scores are not this one's
-        if evaluates or saves:
-            log.start_clock()
+    with contextlib.closing(updates(job, state, log)) as numbered:
+        for number, latest, seen in numbered:
+            state = latest
+            log.add(seen)
+            evaluates, saves = job.due(number, job.eval_every), job.due(number, job.checkpoint_every)
+            if evaluates or saves:
+                log.catch_up(number)  # what is evaluated or saved has been seen to be finite
+            elif number % job.log_every == 0:
+                log.close_window(number)
+            if evaluates:
+                scores = evaluated(job, state, number)
+            stops = evaluates and job.stop()
+            if (saves or stops) and job.save:
+                job.save(state, scores if evaluates else {})  # an older state's scores are not this one's
+            if stops:
+                break
+            if evaluates or saves:
+                log.start_clock()
     if not scores and job.evaluate:  # there was nothing left to train, and its last row is written
         job.reporter.stage("evaluating")
         scores = dict(job.evaluate(state))
@@ -113,10 +113,10 @@ def packed(step: Step) -> Callable[[TrainState, Batch], tuple[TrainState, Seen]]
     return packed_step
 
 
-def updates(job: Job, state: TrainState, log: "Log") -> Iterator[tuple[int, TrainState, Seen]]:
+def updates(job: Job, state: TrainState, log: "Log") -> Generator[tuple[int, TrainState, Seen]]:
     """(step number, state, metrics) after each update; the step is compiled once, before the first."""
     start = int(state.step)
-    if start >= job.steps:
+    if start >= job.steps or job.stop():
         return
     with jax.set_mesh(job.mesh):
         job.reporter.stage("compiling")
@@ -138,7 +138,7 @@ def evaluated(job: Job, state: TrainState, number: int) -> dict[str, float]:
     job.reporter.stage("evaluating")
     scores = dict(job.evaluate(state))
     row = {"step": number, "epoch": job.epoch(number)}
-    job.reporter.evaluation({**row, **{f"test/{name}": value for name, value in scores.items()}})
+    job.reporter.evaluation({**row, **{f"{job.judged_on}/{name}": value for name, value in scores.items()}})
     return scores
 
 

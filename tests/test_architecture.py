@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lepton_jax"
 
 FLOORS = [
     {"types", "tree", "keys", "errors"},
-    {"models", "augment", "data", "mesh", "metrics", "schedules", "optimizers"},
+    {"models", "weights", "augment", "data", "mesh", "metrics", "schedules", "optimizers", "decay"},
     {"losses", "gradients", "precision", "rematerialization"},
     {"step"},
     {"privacy", "federated", "compress", "explain"},
@@ -20,19 +20,23 @@ FLOORS = [
         "evaluate",
         "checkpoint",
         "report",
-        "chart",
         "page",
         "runs",
+        "selection",
         "train",
+        "config",
         "cli",
         "recipe",
+        "finder",
         "summary",
         "experiment",
+        "several",
         "trainer",
         "export",
         "serve",
         "launch",
     },
+    {"__main__"},
 ]
 WINGS = FLOORS[4]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -43,6 +47,9 @@ def modules() -> list[pathlib.Path]:
 
 
 def room(path: pathlib.Path) -> str:
+    """A command of a room, `python -m lepton_jax.data`, stands above all rooms."""
+    if path.name == "__main__.py":
+        return "__main__"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -74,6 +74,19 @@ FLAGS = {
     "--clip 0": ("clipping norm 0.0", "1.0"),
     "--gamma 0.5": ("--gamma has no meaning for --schedule cosine", "step or exponential"),
     "--schedule step --gamma nan": ("gamma = nan", "0.1"),
+    "--seeds 0": ("--seeds 0 is not positive", "more than 0"),
+    f"--seeds 2 --seed {2**32 - 1}": (f"--seeds 2 from --seed {2**32 - 1} on", "from 0 up"),
+    "--seeds 2 --find-learning-rate": ("--seeds 2 makes several runs", "leave one of them out"),
+    "--seeds 2 --optimizer adam": ("unknown optimizer 'adam'", "did you mean 'adamw'"),
+    "--patience 0": ("--patience 0.0 is not a finite number above 0", "train to the end"),
+    "--patience 2 --eval-every inf": ("--patience 2.0 waits for evaluations", "--eval-every a number"),
+    "--monitor acuracy": ("unknown --monitor 'acuracy'", "did you mean 'accuracy'"),
+    "--restore bset": ("unknown --restore 'bset'", "did you mean 'best'"),
+    "--undecayed positions": ("'positions' matches no leaf", "leaves are named like"),
+    "--undecayed [": ("'[' is not a regular expression", "weights' paths"),
+    "--layer-decay 0": ("--layer-decay 0.0 is not above 0", "0.75 is usual"),
+    "--layer-decay 0.5 --layers conv": ("the layer 'conv' holds no leaf", "leaves are named like"),
+    "--sharpness -1": ("--sharpness -1.0", "0.05 is usual"),
     "--preset smoek": ("unknown preset 'smoek'", "did you mean 'smoke'"),
     "--optimizer adam": ("unknown optimizer 'adam'", "did you mean 'adamw'"),
     "--schedule cosin": ("unknown schedule 'cosin'", "did you mean 'cosine'"),
@@ -358,7 +371,7 @@ def test_a_disk_that_fills_during_the_run(here, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("limit", "problem"),
-    [(1_000, "the run cannot be written to"), (30_000, "a checkpoint cannot be written under")],
+    [(1_800, "the run cannot be written to"), (30_000, "a checkpoint cannot be written under")],
 )
 def test_writes_that_fail_in_a_real_process(limit, problem, here):
     """A limit on the size of files stands for a full disk: metrics.jsonl meets it first, or a checkpoint."""
@@ -366,7 +379,7 @@ def test_writes_that_fail_in_a_real_process(limit, problem, here):
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY));"
         "import runpy, sys; sys.argv[0] = 'resnet'; runpy.run_module('experiments.resnet', run_name='__main__')"
     )
-    arguments = [*QUICK, "--epochs", "2", "--log-every", "4", "--run", str(here / "run")]
+    arguments = [*QUICK, "--epochs", "2", "--log-every", "1", "--run", str(here / "run")]
     root = pathlib.Path(resnet.__file__).parent.parent
     # no cache of compiled programs: that is one more thing that would be written
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_ENABLE_COMPILATION_CACHE": "false"}

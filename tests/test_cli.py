@@ -96,6 +96,12 @@ VALUES = {
     "ema": (1, float("nan")),
     "precision": ("float8",),
     "on_bad_image": ("ignore",),
+    "seeds": (0,),
+    "monitor": ("acuracy", "test/accuracy"),
+    "patience": (0, -1, float("nan"), float("inf")),
+    "restore": ("first",),
+    "layer_decay": (0, 1.5, float("nan")),
+    "sharpness": (-1, float("nan"), float("inf")),
 }
 
 

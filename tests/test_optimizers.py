@@ -85,6 +85,10 @@ def reference(name, b1=0.9, b2=0.99, eps=1e-6):
                 g = g + decay * x
                 m = b1 * m + g
                 x = x - rate * (g + b1 * m)
+            elif name == "muon" and value.ndim > 1:
+                m = b1 * m + (1 - b1) * g
+                ahead = b1 * m / (1 - b1 ** (step + 2)) + (1 - b1) * g / (1 - b1 ** (step + 1))
+                x = x - rate * (0.2 * math.sqrt(max(x.shape)) * newton_schulz(ahead) + decay * x)
             elif name == "lion":
                 x = x - rate * (np.sign(b1 * m + (1 - b1) * g) + decay * x)
                 m = b2 * m + (1 - b2) * g
@@ -95,6 +99,29 @@ def reference(name, b1=0.9, b2=0.99, eps=1e-6):
                 x = x - rate * trust * r
         result[leaf] = x
     return result
+
+
+def newton_schulz(g: np.ndarray) -> np.ndarray:
+    """Jordan's five steps, on the singular values, where they are a polynomial of one number."""
+    u, s, v = np.linalg.svd(g, full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s) @ v
+
+
+def test_a_convolution_is_a_matrix_of_its_patches_to_muon():
+    kernel = generator.normal(size=(3, 3, 2, 5))
+    params = {"conv": {"kernel": kernel}, "depthwise": {"kernel": kernel[:, :, :1]}, "head": {"kernel": kernel[0, 0]}}
+    tree = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    optimizer = optimizers.build("muon", 1.0)
+    updates, _ = jax.jit(optimizer.update)(tree, optimizer.init(tree), tree)
+    expected = 0.2 * math.sqrt(18) * newton_schulz(kernel.reshape(18, 5))
+    np.testing.assert_allclose(updates["conv"]["kernel"].reshape(18, 5), -expected, rtol=1e-4, atol=1e-5)
+    rms = np.sqrt(np.mean(np.square(updates["conv"]["kernel"])))
+    assert 0.1 < rms < 0.3  # of the size of Adam's
+    for left in ("depthwise", "head"):  # Adam's first step is the sign
+        np.testing.assert_allclose(updates[left]["kernel"], -np.sign(tree[left]["kernel"]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)

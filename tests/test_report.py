@@ -3,6 +3,7 @@
 import html.parser
 import importlib
 import io
+import itertools
 import json
 import math
 import re
@@ -10,8 +11,11 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lepton_jax import chart, metrics, page, report, runs
+from lepton_jax import metrics, report, runs
+from lepton_jax.report import chart, page, style
 
 NAN = float("nan")
 TRAIN = {"step": 40, "epoch": 2.6667, "train/loss": 0.43121, "train/learning_rate": 0.09524, "train/input_idle": 0.1}
@@ -21,7 +25,7 @@ TEST = {"step": 40, "epoch": 2.6667, "test/loss": 1.5, "test/accuracy": 0.75, "t
 class Tags(html.parser.HTMLParser):
     """Reads a page: its tags balance, and what it says outside of <style>."""
 
-    VOID = ("meta", "br")
+    VOID = ("meta", "br", "img")
 
     def __init__(self, text):
         super().__init__()
@@ -109,6 +113,17 @@ def test_rows_may_be_empty_or_lack_what_is_drawn():
     assert "nan" not in " ".join(read.words).lower()
 
 
+def test_a_run_with_validation_data_shows_it_beside_the_others():
+    rows = [
+        TRAIN,
+        *({"step": s, "epoch": s / 10, "validation/accuracy": s / 50, "validation/loss": 0.3} for s in (1, 2)),
+    ]
+    read = Tags(page.render(a_page(rows=rows)))
+    legend = [word for word in read.words if word in ("train", "validation", "test")]
+    assert legend == ["train", "validation", "validation"]
+    assert "0.0400 at epoch 0.20" in read.words
+
+
 def test_metrics_that_are_nan_are_dashes():
     record = {"experiment": "resnet", "metrics": {"test/accuracy": 0.5, "test/auc": NAN}}
     table = metrics.per_class_table(np.eye(3, dtype=int), np.full(3, NAN))
@@ -135,6 +150,90 @@ def test_chart_lines_lie_inside_the_picture_and_keep_their_order():
     assert np.all(np.diff(places[:, 0]) >= 0)
     assert places.min() >= 0
     assert np.all(places.max(axis=0) <= (chart.WIDTH, chart.HEIGHT))
+
+
+@pytest.mark.parametrize("values", [(1e-3, 5.0), (2.0, 3.0), (1.0, 1.0), (1e-30, 1e30), (10.0, 1000.0)])
+def test_powers_of_ten_enclose_the_values(values):
+    ticks = chart.powers(values, 5)
+    assert 2 <= len(ticks) <= 8
+    assert ticks[0] <= min(values) * (1 + 1e-9)
+    assert ticks[-1] >= max(values) * (1 - 1e-9)
+    assert np.allclose(np.log10(ticks), np.round(np.log10(ticks)))
+
+
+def test_a_logarithmic_chart_has_equal_steps_for_equal_factors_and_leaves_out_what_has_no_logarithm():
+    points = [(0.0, 0.0), (1.0, 1000.0), (2.0, -1.0), (3.0, 1.0), (4.0, 0.001)]
+    read = Tags(chart.lines({"a": points}, "epoch", scale=chart.LOGARITHMIC))
+    path = next(value for name, value in read.attributes if name == "points")
+    places = np.array([pair.split(",") for pair in path.split()], float)
+    assert len(places) == 3
+    assert places[1, 1] - places[0, 1] == pytest.approx(places[2, 1] - places[1, 1], abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([1e-3, None, 9.0], "LOGARITHMIC"), ([0.1, 9.0], "LINEAR"), ([], "LINEAR")]
+)
+def test_the_scale_suits_the_values(values, scale):
+    assert chart.suited([*values, NAN]) is getattr(chart, scale)
+    assert chart.suited([*values, -1.0]) is chart.LINEAR
+
+
+@given(st.lists(st.floats(chart.TOP, chart.HEIGHT - chart.BOTTOM), min_size=1, max_size=8))
+def test_names_at_the_ends_of_lines_never_lie_on_each_other(levels):
+    moved = chart.spread(levels)
+    assert np.all(np.diff(np.sort(moved)) >= chart.APART - 1e-6)
+    assert min(moved) >= chart.TOP - 1e-6
+    assert max(moved) <= chart.HEIGHT - chart.BOTTOM + 1e-6
+    # what is higher stays higher, and what has room stays where it is
+    assert np.all(np.diff(np.array(moved)[np.argsort(levels, kind="stable")]) > 0)
+    if np.all(np.diff(np.sort(levels)) >= chart.APART):
+        assert moved == pytest.approx(levels)
+
+
+def test_a_line_without_points_keeps_the_others_in_their_colours():
+    written = chart.lines({"a": [], "b": [(1.0, 2.0)], "c": [(1.0, 2.5)]}, "epoch", "ABC")
+    read = Tags(written)
+    assert {value for name, value in read.attributes if name == "class"} == {"series1", "series2", "end"}
+    assert {"B", "C"} <= set(read.words)
+    assert "A" not in read.words
+
+
+def linear(colour):
+    """The linear RGB of #rrggbb (IEC 61966-2-1)."""
+    value = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one, other):
+    """WCAG 2's ratio."""
+    low, high = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(rgb):
+    """CIE L*a*b* of linear RGB, with the white of sRGB."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    t = xyz @ rgb / (xyz @ np.ones(3))
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+# Vienot, Brettel and Mollon 1999: linear RGB as dichromats see it
+DICHROMATS = {
+    "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
+    "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
+    "all": np.eye(3),
+}
+
+
+@pytest.mark.parametrize(("colours", "behind"), [(style.LIGHT, style.PAGES[0]), (style.DARK, style.PAGES[1])])
+@pytest.mark.parametrize("eyes", DICHROMATS)
+def test_eight_lines_can_be_told_apart_by_all_eyes(colours, behind, eyes):
+    assert len(set(colours)) == 8
+    assert min(contrast(colour, behind) for colour in colours) >= 3
+    seen = [lab(np.clip(np.array(DICHROMATS[eyes]) @ linear(colour), 0, 1)) for colour in colours]
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) >= 10  # CIE 1976; 2.3 is just noticeable
 
 
 @pytest.mark.parametrize("values", [(0.0, 1.0), (3.0, 3.0), (0.0, 0.0), (-2e-7, 5e-7), (1.0, 12345.0), (-9.0, -8.9)])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from lepton_jax.augment.base import Image, Output
+from lepton_jax.augment.image import Image, Output, product
 from lepton_jax.errors import InputError
 
 Plane = Shaped[Array, "height width"]
@@ -23,19 +23,19 @@ FloatPlane = Float[Array, "height width"]
 
 def adjust_brightness(image: Image, factor: ArrayLike) -> Image:
     """`factor` times the image, clamped. 0 is black, 1 the image itself. Raises InputError."""
-    return merge(blend(split(image), 0.0, _positive(factor, "brightness")))
+    return merge(blend(split(image), 0.0, positive(factor, "brightness")))
 
 
 def adjust_contrast(image: Image, factor: ArrayLike) -> Image:
     """Away from (factor > 1) or towards (< 1) the mean of the image's gray. Raises InputError."""
     planes = split(image)
-    return merge(blend(planes, mean(gray(planes)), _positive(factor, "contrast")))
+    return merge(blend(planes, mean(gray(planes)), positive(factor, "contrast")))
 
 
 def adjust_saturation(image: Image, factor: ArrayLike) -> Image:
     """Away from (factor > 1) or towards (< 1) each pixel's gray; one channel stays as it is. Raises InputError."""
     planes = split(image)
-    factor = _positive(factor, "saturation")
+    factor = positive(factor, "saturation")
     return image if len(planes) == 1 else merge(blend(planes, gray(planes), factor))
 
 
@@ -56,10 +56,7 @@ def grayscale(image: Image, channels: int = 1) -> Output:
 
 def split(image: Image) -> Planes:
     """The channels of an image. Raises InputError for a dtype or number of channels that has no color."""
-    if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
-        raise InputError(
-            f"an image of dtype {image.dtype} has no known range", "use uint8 in 0..255, or floats in 0..1"
-        )
+    check_dtype(image)
     channels = image.shape[-1]
     if channels not in (1, 3):
         raise InputError(f"color is defined for 1 or 3 channels, not {channels}", "use gray or RGB images")
@@ -77,16 +74,17 @@ def blend(planes: Planes, other: ArrayLike, factor: ArrayLike) -> Planes:
     `other` is a scalar or one plane, in the units of `planes`. A factor of 1 changes nothing.
     """
     dtype = planes[0].dtype
-    kind = _working(dtype)
+    kind = working(dtype)
     factor, other = jnp.asarray(factor, kind), jnp.asarray(other, kind)
     rest = product(1 - factor, other)
-    bound = 255 if dtype == jnp.uint8 else 1
-    return tuple(jnp.clip(product(factor, plane.astype(kind)) + rest, 0, bound).astype(dtype) for plane in planes)
+    return tuple(
+        jnp.clip(product(factor, plane.astype(kind)) + rest, 0, bound(dtype)).astype(dtype) for plane in planes
+    )
 
 
 def gray(planes: Planes) -> FloatPlane:
     """0.2989 red + 0.587 green + 0.114 blue in working precision; whole numbers for uint8 (rounded down)."""
-    kind = _working(planes[0].dtype)
+    kind = working(planes[0].dtype)
     if len(planes) == 1:
         return planes[0].astype(kind)
     red, green, blue = (plane.astype(kind) for plane in planes)
@@ -112,7 +110,7 @@ def turn_hue(planes: Planes, shift: ArrayLike) -> Planes:
     if len(planes) == 1:
         return planes
     dtype = planes[0].dtype
-    kind = _working(dtype)
+    kind = working(dtype)
     red, green, blue = (plane.astype(kind) for plane in planes)
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -132,22 +130,26 @@ def _trapezoid(sixth: FloatPlane) -> FloatPlane:
     return jnp.clip(jnp.minimum(sixth, 4 - sixth), 0, 1)
 
 
-def product(a: ArrayLike, b: ArrayLike) -> Array:
-    """a * b for finite results, rounded by itself.
-
-    The minimum changes no number. It stands between the product and a sum that follows, which compilers else
-    contract into a fused multiply-add or not, as the surrounding program happens to be.
-    """
-    exact = jnp.multiply(a, b)
-    return jnp.minimum(exact, jnp.finfo(exact.dtype).max)
-
-
-def _working(dtype: jnp.dtype) -> jnp.dtype:
+def working(dtype: jnp.dtype) -> jnp.dtype:
     """The precision to compute in: float64 for itself, float32 for all else."""
     return jnp.dtype(jnp.float64) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
 
 
-def _positive(factor: ArrayLike, name: str) -> ArrayLike:
+def bound(dtype: jnp.dtype) -> int:
+    """White in images of that dtype."""
+    return 255 if dtype == jnp.uint8 else 1
+
+
+def check_dtype(image: Image) -> None:
+    """Raise InputError for an image that is neither uint8 nor floating point."""
+    if image.dtype != jnp.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
+        raise InputError(
+            f"an image of dtype {image.dtype} has no known range", "use uint8 in 0..255, or floats in 0..1"
+        )
+
+
+def positive(factor: ArrayLike, name: str) -> ArrayLike:
+    """The factor itself. Raises InputError for a negative number."""
     if isinstance(factor, int | float) and factor < 0:
         raise InputError(f"a {name} factor of {factor} is negative", "give 0 or more; 1 leaves the image as it is")
     return factor

@@ -1,26 +1,26 @@
-"""Moving pixels: flips, crops, padding and rotation, by torchvision's conventions."""
+"""Flips, crops, padding, rotation, affine and perspective maps, by torchvision's conventions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Shaped
 
-from lepton_jax.augment.base import Image
-from lepton_jax.augment.color import product
+from lepton_jax.augment import matrices
+from lepton_jax.augment.image import Fill, Image
+from lepton_jax.augment.warp import Interpolation, Map, fill_color, projection, warp
 from lepton_jax.errors import InputError, unknown
 
-Fill = float | Sequence[float]  # one number, or one per channel, in the image's units
 Padding = int | Sequence[int]  # all sides; (left and right, top and bottom); (left, top, right, bottom)
 Size = int | Sequence[int]  # a square's side, or (height, width)
+Pair = Sequence[ArrayLike] | Array  # along x and along y
+Center = Sequence[ArrayLike] | Array  # (x, y) in pixels from the upper left corner
+Places = ArrayLike | Sequence[Any]  # [4, 2], each (x, y) in pixels from the upper left corner
 Mode = str  # one of MODES
-Interpolation = str  # one of INTERPOLATIONS
 MODES = ("constant", "reflect", "edge", "symmetric")
-INTERPOLATIONS = ("nearest", "bilinear")
 Moved = Shaped[Array, "rows columns channels"]
-Coordinates = Float[Array, "rows columns"]  # in pixels of the original image
 
 
 def horizontal_flip(image: Image) -> Image:
@@ -48,9 +48,13 @@ def center_crop(image: Image, size: Size) -> Moved:
     height, width = height_and_width(size)
     missing_rows, missing_columns = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
     sides = (missing_columns // 2, missing_rows // 2, (missing_columns + 1) // 2, (missing_rows + 1) // 2)
-    image = pad(image, sides)
-    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
-    return image[top : top + height, left : left + width]
+    top, left = margin(image.shape[0], height) + sides[1], margin(image.shape[1], width) + sides[0]
+    return pad(image, sides)[top : top + height, left : left + width]
+
+
+def margin(given: int, side: int) -> int:
+    """Where in a side of `given` pixels a middle part of `side` pixels begins; below 0 where that is longer."""
+    return round((given - side) / 2) if given > side else -((side - given) // 2)
 
 
 def pad(image: Image, padding: Padding, mode: Mode = "constant", fill: Fill = 0) -> Moved:
@@ -76,73 +80,72 @@ def pad(image: Image, padding: Padding, mode: Mode = "constant", fill: Fill = 0)
     return jnp.where(inside, jnp.pad(image, widths), color)
 
 
-def rotate(image: Image, angle: ArrayLike, interpolation: Interpolation = "nearest", fill: Fill = 0) -> Image:
+def rotate(
+    image: Image,
+    angle: ArrayLike,
+    interpolation: Interpolation = "nearest",
+    fill: Fill = 0,
+    center: Center | None = None,
+) -> Image:
     """The image turned counter-clockwise by `angle` degrees about its center, in a frame of the same size.
 
-    Outside of the image lies `fill`, and bilinear interpolation mixes it in at the border, which for 0 is
-    torchvision's functional `rotate`. uint8 is rounded to nearest. Raises InputError.
+    center: another place to turn about, (x, y) in pixels from the upper left corner. Outside of the image lies
+    `fill`, and bilinear interpolation mixes it in at the border, which for 0 is torchvision's functional `rotate`.
+    uint8 is rounded to nearest. Raises InputError.
     """
-    check_interpolation(interpolation)
-    height, width, channels = image.shape
-    color = fill_color(image, fill)
-    radians = jnp.deg2rad(jnp.asarray(angle, jnp.promote_types(image.dtype, jnp.float32)))
-    cos, sin = jnp.cos(radians), jnp.sin(radians)
-    right = jnp.arange(width, dtype=radians.dtype)[None, :] - (width - 1) / 2
-
-    def turn(down: Float[Array, " rows"]) -> Moved:
-        row = product(cos, down[:, None]) + product(sin, right) + (height - 1) / 2
-        column = product(cos, right) - product(sin, down[:, None]) + (width - 1) / 2
-        return (_nearest if interpolation == "nearest" else _bilinear)(image, row, column, color)
-
-    # In two halves, because straight code is fused with what follows and done again for each of its uses there.
-    half = (height + 1) // 2
-    down = jnp.arange(2 * half, dtype=radians.dtype).reshape(2, half) - (height - 1) / 2
-    return jax.lax.map(turn, down).reshape(2 * half, width, channels)[:height]
+    matrix = matrices.rotation(angle, middle(image.shape) if center is None else center)
+    return warp(image, [affinity(matrix, image.shape, interpolation, fill)], interpolation)
 
 
-def _nearest(image: Image, row: Coordinates, column: Coordinates, color: Array) -> Moved:
-    pixels, inside = _pixels(image, jnp.round(row), jnp.round(column))
-    return jnp.where(inside[..., None], pixels, color)
+def affine(
+    image: Image,
+    angle: ArrayLike = 0,
+    translate: Pair = (0, 0),
+    scale: ArrayLike = 1,
+    shear: Pair = (0, 0),
+    interpolation: Interpolation = "nearest",
+    fill: Fill = 0,
+    center: Center | None = None,
+) -> Image:
+    """The image sheared, turned and scaled about its center, then moved, in a frame of the same size.
 
-
-def _bilinear(image: Image, row: Coordinates, column: Coordinates, color: Array) -> Moved:
-    """The four pixels around each place, weighted by nearness; where one is missing its weight goes to `color`."""
-    top, left = jnp.floor(row), jnp.floor(column)
-    below, beside = row - top, column - left
-    total, known = jnp.zeros((*row.shape, image.shape[2]), row.dtype), jnp.zeros_like(row)
-    for down, row_weight in ((0, 1 - below), (1, below)):
-        for right, column_weight in ((0, 1 - beside), (1, beside)):
-            pixels, inside = _pixels(image, top + down, left + right)
-            weight = jnp.where(inside, row_weight * column_weight, 0)
-            total += product(weight[..., None], pixels.astype(row.dtype))
-            known += weight
-    total += product((1 - known)[..., None], color.astype(row.dtype))
-    return (jnp.round(total) if image.dtype == jnp.uint8 else total).astype(image.dtype)
-
-
-def _pixels(image: Image, row: Coordinates, column: Coordinates) -> tuple[Moved, Bool[Array, "rows columns"]]:
-    """image[row, column] at whole numbers, and whether that is inside; outside, the nearest pixel of the border.
-
-    One gather of whole pixels from a flat list, which is the fastest form on CPUs.
+    angle: degrees clockwise. translate: pixels to the right and down. shear: degrees along x and y. center: another
+    place to act about, (x, y) in pixels from the upper left corner. All of these may be traced. fill: as for
+    `rotate`. The definition is torchvision's. Raises InputError.
     """
-    height, width, channels = image.shape
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-    index = row.astype(jnp.int32) * width + column.astype(jnp.int32)
-    pixels = image.reshape(-1, channels).at[index.reshape(-1)].get(mode="promise_in_bounds")
-    return pixels.reshape(*row.shape, channels), inside
+    if isinstance(scale, int | float) and scale <= 0:
+        raise InputError(f"the scale {scale} is not above 0", "give a factor such as 0.9; 1 keeps the size")
+    matrix = matrices.affine(angle, translate, scale, shear, middle(image.shape) if center is None else center)
+    return warp(image, [affinity(matrix, image.shape, interpolation, fill)], interpolation)
 
 
-def fill_color(image: Image, fill: Fill) -> Shaped[Array, "1 1 _"]:
-    """`fill` as one pixel of the image's dtype. Raises InputError where it does not fit."""
-    color = np.atleast_1d(np.asarray(fill, np.float64))
-    if color.ndim > 1 or color.size not in (1, image.shape[-1]):
-        raise InputError(
-            f"the fill {fill} does not suit {image.shape[-1]} channels", "give one number, or one per channel"
-        )
-    if image.dtype == jnp.uint8 and (color.min() < 0 or color.max() > 255):
-        raise InputError(f"the fill {fill} does not fit uint8", "give numbers from 0 to 255")
-    return jnp.asarray(color.reshape(1, 1, -1), image.dtype)
+def perspective(
+    image: Image,
+    starts: Places,
+    ends: Places,
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0,
+) -> Image:
+    """The image projected so that the four places `starts` come to lie at `ends`, in a frame of the same size.
+
+    starts, ends: four places (x, y) each, in pixels from the upper left corner, no three of them on one line, and the
+    same turn from each to the next; may be traced. fill: as for `rotate`. Raises InputError.
+    """
+    matrix = matrices.perspective(jnp.asarray(starts, jnp.float32), jnp.asarray(ends, jnp.float32))
+    height, width, _ = image.shape
+    return warp(image, [projection(matrix, (height, width), fill=fill)], interpolation)
+
+
+def affinity(matrix: matrices.Affine, shape: Sequence[int], interpolation: Interpolation, fill: Fill) -> Map:
+    """The map by an affine matrix in a frame of the same size: for the nearest pixel in Pillow's steps."""
+    if interpolation == "nearest":
+        matrix = matrices.stepped(matrix)
+    return projection(matrix, (shape[0], shape[1]), fill=fill)
+
+
+def middle(shape: Sequence[int]) -> tuple[float, float]:
+    """The place (x, y) of an image's center."""
+    return shape[1] / 2, shape[0] / 2
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -178,9 +181,3 @@ def check_mode(mode: str) -> None:
     """Raise InputError for an unknown padding mode."""
     if mode not in MODES:
         raise unknown("padding mode", mode, MODES)
-
-
-def check_interpolation(interpolation: str) -> None:
-    """Raise InputError for an unknown interpolation."""
-    if interpolation not in INTERPOLATIONS:
-        raise unknown("interpolation", interpolation, INTERPOLATIONS)

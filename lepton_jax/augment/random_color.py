@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lepton_jax.augment import color
-from lepton_jax.augment.base import Image, Shape, Transform
+from lepton_jax.augment.base import Transform
+from lepton_jax.augment.image import Image, Shape, product
 from lepton_jax.errors import InputError
 from lepton_jax.types import Key
 
@@ -51,7 +52,7 @@ def color_jitter(brightness: Range = 0, contrast: Range = 0, saturation: Range =
         draw = jax.random.uniform(key, (5,), jnp.float32)
         order = jnp.asarray(orders)[(draw[4] * len(orders)).astype(jnp.int32)]
         amounts = [
-            low + color.product(high - low, draw[number]) if number in used else None
+            low + product(high - low, draw[number]) if number in used else None
             for number, (low, high) in enumerate(ranges)
         ]
         return Jitter(order, *amounts)

@@ -2,22 +2,35 @@
 
 from lepton_jax.data.catalog import NAMES, load
 from lepton_jax.data.checks import check, check_labels
+from lepton_jax.data.description import describe
+from lepton_jax.data.labeling import labels
+from lepton_jax.data.mixing import Mixture, mixture
 from lepton_jax.data.sources import Arrays, Dataset, Source, as_source, gather
+from lepton_jax.data.splits import Subset, split
 from lepton_jax.data.stream import Stream, evaluation_batches
 from lepton_jax.data.summary import fingerprint, statistics
+from lepton_jax.data.weighting import class_weights, weighted
 
 __all__ = [
     "Arrays",
     "Dataset",
+    "Mixture",
     "NAMES",
     "Source",
     "Stream",
+    "Subset",
     "as_source",
     "check",
     "check_labels",
+    "class_weights",
+    "describe",
     "evaluation_batches",
     "fingerprint",
     "gather",
+    "labels",
     "load",
+    "mixture",
+    "split",
     "statistics",
+    "weighted",
 ]

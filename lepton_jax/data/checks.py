@@ -1,10 +1,10 @@
 """Data that cannot be trained on, found before the first step rather than as a NaN an hour later."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from lepton_jax.data.sources import Arrays, Dataset, Source, gather
+from lepton_jax.data.sources import Dataset, Source, gather, in_memory
 from lepton_jax.data.summary import spread
 from lepton_jax.errors import InputError
 
@@ -15,9 +15,9 @@ CHUNK = 4096  # examples looked at together
 def check(dataset: Dataset) -> Dataset:
     """`dataset`, if it can be trained on. Raises InputError if not, naming split, index and value.
 
-    Each split has examples; labels are integers, one per example, within the classes; floating-point inputs
-    are finite; all splits agree with `input_shape` and in the inputs' type. Sources in memory are looked at
-    in full, others at 256 evenly spread examples.
+    Each split has examples; labels are integers within the classes, one per example or, for token ids (int32),
+    one per token; floating-point inputs are finite; all splits agree with `input_shape` and in the inputs' type.
+    Sources in memory are looked at in full, others at 256 evenly spread examples.
     """
     for split, source in dataset.splits.items():
         if len(source) == 0:
@@ -27,27 +27,22 @@ def check(dataset: Dataset) -> Dataset:
         for positions, columns in _pieces(source):
             _check_shape(split, columns["input"], dataset.input_shape, expected)
             _check_finite(split, positions, columns["input"])
-            _check_labels(split, positions, columns.get("label"), len(dataset.classes))
+            _check_labels(split, positions, columns, len(dataset.classes))
     return dataset
 
 
 def check_labels(split: str, source: Source, classes: int) -> None:
     """Raise InputError for labels that are not integers, one per example, in 0..classes-1; looks as `check` does."""
     for positions, columns in _pieces(source):
-        _check_labels(split, positions, columns.get("label"), classes)
+        _check_labels(split, positions, columns, classes)
 
 
 def _pieces(source: Source) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(positions, columns) of what is to be looked at."""
-    examples = len(source)
-    if not isinstance(source, Arrays):
-        positions = spread(examples, SAMPLE)
+    looked_at = np.arange(len(source)) if in_memory(source) else spread(len(source), SAMPLE)
+    for start in range(0, len(looked_at), CHUNK):
+        positions = looked_at[start : start + CHUNK]
         yield positions, gather(source, positions)
-        return
-    for start in range(0, examples, CHUNK):
-        piece = slice(start, start + CHUNK)
-        columns = {name: column[piece] for name, column in source.columns.items()}
-        yield np.arange(start, min(start + CHUNK, examples)), columns
 
 
 def _check_shape(split: str, inputs: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -74,18 +69,21 @@ def _check_finite(split: str, positions: np.ndarray, inputs: np.ndarray) -> None
     )
 
 
-def _check_labels(split: str, positions: np.ndarray, labels: np.ndarray | None, classes: int) -> None:
+def _check_labels(split: str, positions: np.ndarray, columns: Mapping[str, np.ndarray], classes: int) -> None:
+    labels, inputs = columns.get("label"), columns.get("input")
     if labels is None:
         raise InputError(f"the {split} split has no labels", "give a column 'label' of integers")
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+    one_per_token = inputs is not None and inputs.dtype == np.int32 and labels.shape == inputs.shape
+    if labels.dtype.kind not in "iu" or not (labels.ndim == 1 or one_per_token):
         raise InputError(
             f"{split} labels are {labels.dtype} of shape {('examples', *labels.shape[1:])}",
             "give one integer per example: 0 for the first class, 1 for the second ...",
         )
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
-        row = int(np.argmax(outside))
+        row = int(np.argmax(outside.reshape(len(labels), -1).any(1)))
         raise InputError(
-            f"the {split} label at index {positions[row]} is {labels[row]}, outside 0..{classes - 1}",
+            f"the {split} label at index {positions[row]} is {labels[row][outside[row]].flat[0]}, "
+            f"outside 0..{classes - 1}",
             f"there are {classes} classes; number them from 0",
         )

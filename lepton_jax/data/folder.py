@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lepton_jax.data import images
-from lepton_jax.data.paths import existing, missing, reason
-from lepton_jax.data.sources import Dataset, Source, decoded
+from lepton_jax.data.paths import existing, inside, missing, reason, title
+from lepton_jax.data.sources import Dataset, decoded
 from lepton_jax.data.summary import spread
 from lepton_jax.errors import InputError
 
@@ -78,38 +78,50 @@ def folder(
 
     Decoded into memory where that takes at most 2 GiB, else while training. `on_bad_image` is "stop" (raise
     InputError, which names the file) or "skip" (weight 0, named in `bad`). Raises InputError for a missing
-    split or class, a class without training images, and classes or sizes that differ.
+    split or class, a class without training images, classes or sizes that differ, and links out of the directory.
     """
+    found = opened(directory, image_size, on_bad_image)
+    return found._replace(**{split: decoded(source) for split, source in found.splits.items()})
+
+
+def opened(
+    directory: str | os.PathLike[str] | None, image_size: int | None = None, on_bad_image: str = "stop"
+) -> Dataset:
+    """The same data set with a Folder for each split: nothing is decoded yet."""
     root = existing("folder", directory, LAYOUT)
     found = {name: root / name for name in ("train", "test", *VALIDATION) if (root / name).is_dir()}
     held_out = [name for name in found if name != "train"]
     if "train" not in found or not held_out:
         raise missing("folder", root, LAYOUT)
-    files = {name: _class_files(found[name]) for name in ["train", *held_out[:2]]}
+    files = {name: _class_files(found[name], root) for name in ["train", *held_out[:2]]}
     classes = tuple(files["train"])
     _check_classes(root, files)
-    shape = _shape([path for paths in files["train"].values() for path in paths], image_size)
+    size = shape([path for paths in files["train"].values() for path in paths], image_size)
 
-    def source(split: str) -> Source:
+    def source(split: str) -> Folder:
         paths = [path for name in classes for path in files[split][name]]
         labels = [label for label, name in enumerate(classes) for _ in files[split][name]]
-        return decoded(Folder(paths, labels, shape, image_size, on_bad_image == "skip"))
+        return Folder(paths, labels, size, image_size, on_bad_image == "skip")
 
     validation = source(held_out[1]) if len(held_out) > 1 else None
-    return Dataset(root.resolve().name, source("train"), source(held_out[0]), classes, shape, validation)
+    return Dataset(title(root), source("train"), source(held_out[0]), classes, size, validation)
 
 
-def _class_files(split: Path) -> dict[str, list[Path]]:
+def _class_files(split: Path, root: Path) -> dict[str, list[Path]]:
     """The image files of each class, sorted."""
+    inside(root, split)
     names = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {name: _image_files(split / name) for name in names}
+    return {name: _image_files(split / name, root) for name in names}
 
 
-def _image_files(top: Path) -> list[Path]:
+def _image_files(top: Path, root: Path) -> list[Path]:
+    """Raises InputError for a link that leads out of the data directory, where anyone's files may lie."""
     found = []
+    inside(root, top)
     for place, _, names in os.walk(top):
         found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in images.SUFFIXES)
+    found = sorted(path for path in found if path.suffix.lower() in images.SUFFIXES)
+    return [inside(root, path) if path.is_symlink() else path for path in found]
 
 
 def _check_classes(root: Path, files: dict[str, dict[str, list[Path]]]) -> None:
@@ -127,8 +139,11 @@ def _check_classes(root: Path, files: dict[str, dict[str, list[Path]]]) -> None:
         )
 
 
-def _shape(paths: list[Path], image_size: int | None) -> tuple[int, ...]:
-    """The shape of every example: the first readable training image's, in the channels of the data set."""
+def shape(paths: list[Path], image_size: int | None) -> tuple[int, ...]:
+    """The shape that images of `paths` have: the first readable one's, in the channels of the data set.
+
+    Raises InputError where none can be read.
+    """
     gray = []
     for i in spread(len(paths), HEADERS):
         try:

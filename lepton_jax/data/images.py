@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lepton_jax.data.sources import flat_labels
 from lepton_jax.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PIXELS = 2**26  # in one file: a small file may claim any size, and its pixels would fill the memory
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
@@ -17,11 +19,13 @@ def read(path: str | os.PathLike[str], channels: int, size: int | None) -> np.nd
     """An image file as uint8 [height, width, channels], turned upright as its camera says.
 
     `channels` is 1 (gray) or 3 (RGB; transparency is dropped). `size` as for `fit`. A broken file raises
-    whatever Pillow raises for it.
+    whatever Pillow raises for it, and one of more than 2**26 pixels ValueError.
     """
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:
+        if image.width * image.height > PIXELS:
+            raise ValueError(f"it has {image.width}x{image.height} pixels, and {PIXELS:,} is the limit")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return fit(np.asarray(_in_mode(image, channels)).reshape(image.height, image.width, channels), size)
@@ -76,3 +80,36 @@ def check_size(image_size: int | None) -> None:
     """Raises InputError for an image size below 1."""
     if image_size is not None and image_size < 1:
         raise InputError(f"the image size {image_size} is below 1", "use a size in pixels of at least 1")
+
+
+def stack(name: str, images: np.ndarray) -> np.ndarray:
+    """An array as images [n, height, width, channel], integers as uint8; features [n, features] as they are.
+
+    Raises InputError for another shape, and for integers outside 0..255; `name` says where the array comes from.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim not in (2, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 2, 3, 4)):
+        raise InputError(
+            f"{name!r} has shape {images.shape}, which is not a set of images",
+            "store [n, height, width] or [n, height, width, channel] with 1 to 4 channels",
+        )
+    if images.dtype.kind in "iu" and images.dtype != np.uint8 and images.ndim == 4:
+        if images.size and (images.min() < 0 or images.max() > 255):
+            raise InputError(
+                f"{name!r} has integers {images.min()}..{images.max()}, outside 0..255",
+                "scale the images to uint8 0..255, or to float32 in [0, 1]",
+            )
+        images = images.astype(np.uint8)
+    return images
+
+
+def class_numbers(name: str, labels: np.ndarray) -> np.ndarray:
+    """An array as labels [n]; [n, 1] will do. Raises InputError for what is not one integer per image."""
+    labels = flat_labels(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{name!r} is {labels.dtype} of shape {labels.shape}; one integer per example is needed",
+            "store class numbers [n]; several labels per image are not supported",
+        )
+    return labels

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lepton_jax.data.paths import existing, missing, reason
-from lepton_jax.data.sources import Arrays, Dataset, flat_labels
+from lepton_jax.data import packed
+from lepton_jax.data.images import class_numbers, stack
+from lepton_jax.data.paths import existing, inside, missing, reason
+from lepton_jax.data.sources import Arrays, Dataset
 from lepton_jax.errors import InputError
 
 NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))
@@ -43,7 +45,7 @@ def npz(directory: str | os.PathLike[str] | None) -> Dataset:
                 f"{str(path)!r} has no array {absent[0]!r} (it has: {', '.join(sorted(columns)) or 'none'})",
                 f"expected: {LAYOUT}",
             )
-        images, labels = _images(names[0], columns[names[0]]), _labels(names[1], columns[names[1]])
+        images, labels = stack(names[0], columns[names[0]]), class_numbers(names[1], columns[names[1]])
         splits[split] = Arrays({"input": images, "label": labels})
     train, test, validation = splits["train"], splits["test"], splits.get("val")
     shape = train.columns["input"].shape[1:]
@@ -61,46 +63,14 @@ def _file(path: Path) -> Path:
             f"{str(path)!r} holds {len(files)} .npz files",
             f"--data-dir with the file itself, as in {files[0]}",
         )
-    return files[0]
+    return inside(path, files[0])
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file:  # opened here, as numpy leaves its own open where the zip is broken
-            content = np.load(file, allow_pickle=False)  # a pickled array could run code
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            return {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        return packed.arrays(path)
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {reason(error)}", f"expected: {LAYOUT}") from error
-
-
-def _images(name: str, images: np.ndarray) -> np.ndarray:
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim not in (2, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 2, 3, 4)):
-        raise InputError(
-            f"{name!r} has shape {images.shape}, which is not a set of images",
-            "store [n, height, width] or [n, height, width, channel] with 1 to 4 channels",
-        )
-    if images.dtype.kind in "iu" and images.dtype != np.uint8 and images.ndim == 4:
-        if images.size and (images.min() < 0 or images.max() > 255):
-            raise InputError(
-                f"{name!r} has integers {images.min()}..{images.max()}, outside 0..255",
-                "scale the images to uint8 0..255, or to float32 in [0, 1]",
-            )
-        images = images.astype(np.uint8)
-    return images
-
-
-def _labels(name: str, labels: np.ndarray) -> np.ndarray:
-    labels = flat_labels(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{name!r} is {labels.dtype} of shape {labels.shape}; one integer per example is needed",
-            "store class numbers [n]; several labels per image are not supported",
-        )
-    return labels
 
 
 def _classes(columns: Mapping[str, np.ndarray], splits: Mapping[str, Arrays]) -> tuple[str, ...]:

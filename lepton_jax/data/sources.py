@@ -22,8 +22,9 @@ LAST_INT32 = 2**31 - 1
 class Source(Protocol):
     """Random access to examples, from several threads at once.
 
-    May also have `gather(indices) -> dict of arrays`, the same for many at once, and `bad`, the paths of the
-    files that could not be read and that have weight 0.
+    May also have `gather(indices) -> dict of arrays`, the same for many at once; `labels`, those of all examples;
+    `in_memory`, whether reading costs no more than copying; and `bad`, the paths of the files that could not be
+    read and that have weight 0.
     """
 
     def __len__(self) -> int: ...
@@ -60,6 +61,8 @@ class Arrays:
     different lengths and for columns that are not numbers.
     """
 
+    in_memory = True
+
     def __init__(self, columns: Mapping[str, Any], bad: tuple[str, ...] = ()):
         self.columns = {name: canonical(name, column) for name, column in columns.items()}
         self.bad = bad
@@ -82,6 +85,11 @@ class Arrays:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices`, in that order."""
         return {name: column[indices] for name, column in self.columns.items()}
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples, where there are any."""
+        return self.columns.get("label")
 
 
 def canonical(name: str, column: Any) -> np.ndarray:
@@ -117,6 +125,11 @@ def gather(source: Source, indices: Sequence[int] | np.ndarray) -> dict[str, np.
         items = [source[int(i)] for i in indices]
         columns = {name: _stack(name, items, indices) for name in items[0]}
     return {name: canonical(name, column) for name, column in columns.items()}
+
+
+def in_memory(source: Source) -> bool:
+    """Whether reading from `source` costs no more than copying, as it says itself."""
+    return bool(getattr(source, "in_memory", False))
 
 
 def _stack(name: str, items: list[Any], indices: np.ndarray) -> np.ndarray:

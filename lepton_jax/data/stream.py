@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lepton_jax.data.prefetch import THREADS, ahead
-from lepton_jax.data.sources import Arrays, Source, gather
+from lepton_jax.data.sources import Source, gather, in_memory
 from lepton_jax.errors import InputError
 
 COPIED_BYTES = 2**20  # a batch of so many bytes takes about as long to copy as to be handed from thread to thread
@@ -117,9 +117,9 @@ def evaluation_batches(
 
 def _threads(source: Source, rows: int) -> int:
     """How many threads read ahead: none where a batch is copied out of memory sooner than a thread hands it over."""
-    if not isinstance(source, Arrays):
+    if not in_memory(source):
         return THREADS
-    return 0 if rows * sum(column[0].nbytes for column in source.columns.values()) <= COPIED_BYTES else THREADS
+    return 0 if rows * sum(column.nbytes for column in gather(source, [0]).values()) <= COPIED_BYTES else THREADS
 
 
 def _examples(source: Source) -> int:

@@ -4,7 +4,6 @@ Weights are named `stem/conv/kernel`, `stage1/block0/conv1/kernel`, `stage1/bloc
 Each block's output is tagged "block" for rematerialization. Computation is in the dtype of parameters and images.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,8 @@ from jaxtyping import Array, Float
 from lepton_jax.errors import InputError
 from lepton_jax.models import layers
 from lepton_jax.models.adapters import linen
-from lepton_jax.models.layers import Images
+from lepton_jax.models.layers import Images, Part
 from lepton_jax.types import Model
-
-Part = Callable[..., nn.Module]
-"""What makes a part of the network: a module class, or one with some of its fields given."""
 
 RULES = (*layers.convolution_rules, *layers.norm_rules, *layers.head_rules)
 SMALL_DEPTHS = (8, 14, 20, 32, 44, 56, 110)

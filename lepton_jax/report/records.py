@@ -1,0 +1,59 @@
+"""What a run leaves on disk row by row: metrics.jsonl and TensorBoard events."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+from lepton_jax import runs
+from lepton_jax.report.base import Reporter, Row
+
+
+class Journal(Reporter):
+    """metrics.jsonl: one JSON object per row, flushed at once."""
+
+    def __init__(self, directory: pathlib.Path):
+        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def train(self, row: Row) -> None:
+        self._file.write(json.dumps(runs.strict(row), allow_nan=False) + "\n")
+        self._file.flush()
+
+    evaluation = train
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Events(Reporter):
+    """TensorBoard scalars. `step`: where a resumed run goes on; later events of a killed run are hidden."""
+
+    def __init__(self, directory: pathlib.Path, step: int = 0):
+        # not SummaryWriter: where its thread cannot write, the thread dies and the run waits for it for ever
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
+        (directory / "events").mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events" / "events"))
+        if step:
+            start = events.SessionLog(status=events.SessionLog.START)
+            self._writer.write_event(self._event(step=step + 1, session_log=start, wall_time=time.time()))
+        self._writer.flush()
+
+    def train(self, row: Row) -> None:
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name not in ("step", "epoch")
+        ]
+        event = self._event(step=row["step"], wall_time=time.time(), summary=self._summary(value=values))
+        self._writer.write_event(event)
+        self._writer.flush()
+
+    evaluation = train
+
+    def close(self) -> None:
+        self._writer.close()
