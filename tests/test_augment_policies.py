@@ -242,10 +242,11 @@ def test_autoaugment_draws_subpolicies_evenly_with_their_probabilities(name):
     assert scipy.stats.chisquare(seen[used], expected[used] * DRAWS).pvalue > 1e-4
 
 
-def test_augmix_draws_depths_levels_and_shares():
-    mixture = drawn(policies.augmix(alpha=0.7))
+@pytest.mark.parametrize("draws", [DRAWS // 5, pytest.param(DRAWS, marks=pytest.mark.long)])
+def test_augmix_draws_depths_levels_and_shares(draws):
+    mixture = drawn(policies.augmix(alpha=0.7), draws)
     operation, amount = mixture.chains
-    assert operation.shape == (DRAWS, 3, 3)
+    assert operation.shape == (draws, 3, 3)
     depth = (operation < 13).sum(-1)
     assert even(np.bincount(depth.reshape(-1), minlength=4)[1:])
     assert even(np.bincount(operation[..., 0].reshape(-1), minlength=13))

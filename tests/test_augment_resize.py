@@ -58,10 +58,12 @@ def test_the_same_size_is_the_image_itself(interpolation):
 
 @pytest.mark.parametrize(("size", "expected"), [(20, (20, 27)), (45, (45, 61)), ((9, 8), (9, 8)), (100, (100, 135))])
 def test_one_number_is_the_shorter_side(size, expected):
-    assert functional.resize(IMAGE, size).shape == (*expected, 3)
-    assert functional.resize(IMAGE.swapaxes(0, 1), size).shape[:2] == (
-        expected[::-1] if isinstance(size, int) else expected
-    )
+    def shape(image):
+        return jax.eval_shape(lambda image: functional.resize(image, size), image).shape
+
+    assert shape(IMAGE) == (*expected, 3)
+    turned = expected[::-1] if isinstance(size, int) else expected
+    assert shape(IMAGE.swapaxes(0, 1)) == (*turned, 3)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -79,7 +81,7 @@ def test_floating_point_is_torchs_antialiased_interpolation(interpolation):
 
 @each_interpolation
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_resized_crop_is_pillows_crop_and_resize(interpolation, data):
     height, width = data.draw(st.integers(1, 45)), data.draw(st.integers(1, 61))
     top, left = data.draw(st.integers(0, 45 - height)), data.draw(st.integers(0, 61 - width))

@@ -57,7 +57,7 @@ angles, shears, shifts = st.floats(-180, 180), st.floats(-30, 30), st.integers(-
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @given(angle=angles, shear=st.tuples(shears, shears), translate=st.tuples(shifts, shifts), scale=st.floats(0.5, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_affine_is_torchvisions_matrix(interpolation, angle, shear, translate, scale):
     for center in ((30.5, 22.5), (0.0, 0.0), (10.0, 40.0)):
         given_center = None if center == (30.5, 22.5) else center
@@ -86,7 +86,7 @@ def test_nearest_rotation_is_pillows(side):
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @given(ends=st.lists(st.tuples(st.integers(-8, 12), st.integers(-8, 12)), min_size=4, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_perspective_takes_corners_to_corners(interpolation, ends):
     inward = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
     goals = STARTS + inward * ends

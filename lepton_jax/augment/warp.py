@@ -99,7 +99,7 @@ def _read(image: Image, maps: Sequence[Map], interpolation: str, x: Coordinates,
         x, y = move.pull(x, y)
         if move.mode == "constant":
             borders.append((_cover(x, y, (height, width), interpolation), fill_color(image, move.fill)))
-        x, y = _fold(x, width, move.mode), _fold(y, height, move.mode)
+        x, y = (_fold(place, side, move.mode, interpolation) for place, side in ((x, width), (y, height)))
     colors = _pixels(image, y, x) if interpolation == "nearest" else bilinear(image, x, y)
     for cover, fill in reversed(borders):
         colors = jnp.where(cover, colors, fill) if interpolation == "nearest" else _mix(cover, colors, fill)
@@ -115,13 +115,14 @@ def _cover(x: Coordinates, y: Coordinates, size: Canvas, interpolation: str) -> 
     return product(*ramps)[..., None]
 
 
-def _fold(place: Coordinates, length: int, mode: str) -> Coordinates:
-    """Where between the centers of the outer pixels of an image the mode of padding looks a place up."""
+def _fold(place: Coordinates, length: int, mode: str, interpolation: str) -> Coordinates:
+    """Where inside of an image the mode of padding looks a place up."""
     if mode == "symmetric":
         place = _mirror(place, length)
     elif mode == "reflect":
         place = _mirror(place - 0.5, max(length - 1, 1)) + 0.5
-    return jnp.clip(place, 0.5, length - 0.5)
+    centers = jnp.clip(place, 0.5, length - 0.5)  # beyond the centers of the outer pixels is nothing to interpolate
+    return centers if interpolation == "bilinear" else jnp.where((place >= 0) & (place < length), place, centers)
 
 
 def _mirror(place: Coordinates, length: int) -> Coordinates:
