@@ -137,13 +137,13 @@ AMOUNTS |= {"brightness": 1.5, "color": 0.2, "contrast": 1.9, "sharpness": 0.1, 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_operation_on_gray_and_color_and_both_dtypes(name, channels):
     levels = pictures(1, (24, 20, channels))[0]
+    levels = levels // 2 + 50 if name == "autocontrast" else levels  # which leaves alone what has black and white
     floats = levels.astype(jnp.float32) / 255
     amount = jnp.float32(AMOUNTS.get(name, 0))
     one, other = RUN[name](levels, amount), RUN[name](floats, amount)
     assert (one.shape, one.dtype, other.shape, other.dtype) == (levels.shape, "uint8", levels.shape, "float32")
     changed = (one != levels).any()
-    if name != "autocontrast":  # which leaves a picture alone that has both black and white
-        assert bool(changed) == (name not in ("identity", "color" if channels == 1 else ""))
+    assert bool(changed) == (name not in ("identity", "color" if channels == 1 else ""))
     # floats keep what uint8 truncates; posterize rounds to 16 levels, on other scales
     tolerance = {"posterize": 17, "contrast": 3}.get(name, 2)
     np.testing.assert_allclose(np.asarray(other) * 255, np.asarray(one, np.float32), atol=tolerance)

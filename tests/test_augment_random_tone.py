@@ -33,7 +33,6 @@ SOMETIMES = {
 }
 TRANSFORMS = {name: make(*amounts) for name, (make, amounts, _, _) in SOMETIMES.items()}
 TRANSFORMS |= {
-    "random_grayscale often": augment.random_grayscale(0.5),
     "gaussian_blur": augment.gaussian_blur((5, 3)),
     "random_erasing": augment.random_erasing(0.9),
     "random_erasing noise": augment.random_erasing(0.9, value="random"),
@@ -194,10 +193,9 @@ def test_masks_boxes_and_points_stay():
 def test_the_same_bits_alone_in_parts_and_on_a_mesh(transform, images):
     if transform is TRANSFORMS["random_solarize"] and images.dtype == np.uint8:
         images = images // 2
-    keys, run = keys_of(6, len(images)), jax.jit(augment.batched(transform))
+    keys, run = keys_of(8, len(images)), jax.jit(augment.batched(transform))
     together = np.asarray(run(keys, images))
-    if transform is not TRANSFORMS["random_grayscale"]:  # at its default of 0.1 it may leave them all alone
-        assert len({image.tobytes() for image in together - images.astype(together.dtype)}) > 1
+    assert len({image.tobytes() for image in together - images.astype(together.dtype)}) > 1
     np.testing.assert_array_equal(run(keys[:3], images[:3]), together[:3])
     np.testing.assert_array_equal(jax.jit(transform)(keys[5], jnp.asarray(images[5])), together[5])
     replayed = jax.jit(transform.apply)(transform.sample(keys[1], SHAPE), jnp.asarray(images[1]))

@@ -146,6 +146,7 @@ def test_first_spans_are_geometric():
         lambda: masking.token_masking(50, 50),
         lambda: masking.span_masking(MASK, VOCABULARY, stop=0),
         lambda: masking.span_masking(MASK, VOCABULARY, longest=0),
+        lambda: text.token_dropout(0.1, UNKNOWN)(jax.random.key(0), jnp.zeros((2, 3), jnp.int32)),
         lambda: masking.token_masking(MASK, VOCABULARY)(jax.random.key(0), jnp.zeros(3)),
     ],
 )

@@ -228,7 +228,7 @@ def test_what_is_no_run_is_refused(runs, tmp_path, capsys, monkeypatch):
     assert "not there" in error(runs[0], "nowhere")
     assert "not a directory" in error(runs[0], runs[0] / "config.json")
     assert "no config.json" in error(runs[0], "empty")
-    assert "name the runs in it, as " in error(runs[0], tmp_path)
+    assert f"name the runs in it, as {runs[0]}" in error(runs[0], tmp_path)
     assert "given twice" in error(runs[0], runs[1], runs[0])
     assert "the same run as" in error(runs[0], "link")
     assert "config.json cannot be read" in error(runs[0], "config")

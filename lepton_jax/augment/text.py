@@ -27,8 +27,8 @@ def token_dropout(p: float, replacement: int, pad: int = 0, special: Sequence[in
     check_ids(replacement)
 
     def transform(key: Key, tokens: Tokens) -> Tokens:
-        dropped = uniform(key, tokens) < p
-        return jnp.where(ordinary(tokens, pad, special) & dropped, jnp.asarray(replacement, tokens.dtype), tokens)
+        dropped = ordinary(tokens, pad, special) & (uniform(key, tokens) < p)
+        return jnp.where(dropped, jnp.asarray(replacement, tokens.dtype), tokens)
 
     return transform
 
@@ -41,7 +41,7 @@ def token_deletion(p: float, pad: int = 0, special: Sequence[int] = ()) -> TextT
     check_probability(p)
 
     def transform(key: Key, tokens: Tokens) -> Tokens:
-        number, plain = uniform(key, tokens), ordinary(tokens, pad, special)
+        plain, number = ordinary(tokens, pad, special), uniform(key, tokens)
         last = jnp.arange(tokens.size) == jnp.argmax(jnp.where(plain, number, -1))
         gone = (plain & (number < p) & ~last) | (tokens == pad)
         order = jnp.argsort(gone, stable=True)
