@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -45,7 +46,10 @@ def descend(grad_fn: GradFn, optimizer: optax.GradientTransformation) -> Step:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         mean, aux = grad_fn(state.params, state.stats, batch, key)
-        gradient = mean.value()
+        # a gradient is computed where its parameter is: else fsdp's layout of what goes out reaches back into
+        # convolutions whose kernels are computed from parameters, and these come out wrong (jax 0.10.2)
+        total = jax.tree.map(lambda leaf, param: shard_alike(leaf, param)[0], mean.total, state.params)
+        gradient = Mean(total, mean.weight).value()
         extra = {"value": aux.metrics["loss"].value()} if "loss" in aux.metrics else {}
         updates, opt_state = transform.update(gradient, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)

@@ -197,7 +197,7 @@ def trained(name: str, axes: str) -> laws.Run:
 
 
 @family
-@pytest.mark.parametrize("axes", ["4x2", "2x4"])
+@pytest.mark.parametrize("axes", ["4x2", "2x4", "data=2,fsdp=2,model=2"])
 def test_the_same_run_on_every_mesh(name, axes, float64):
     run = trained(name, axes)
     np.testing.assert_allclose(run.losses, alone(name).losses, rtol=1e-9)
