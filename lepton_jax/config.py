@@ -41,9 +41,10 @@ class Config:
     remat: str | None = None
     """Compute activations inside a block again to save memory: nothing_saveable, dots_saveable ..."""
     data: str = "digits"
-    """digits, cifar10, folder, npz, or tfds:NAME. Nothing is ever downloaded."""
+    """digits, cifar10, folder, npz, idx, csv[:LABEL], jsonl[:LENGTH], text[:LENGTH], lines[:LENGTH], or tfds:NAME.
+    Nothing is ever downloaded."""
     data_dir: str | None = None
-    """Where the data lies: a directory, or a file for npz."""
+    """Where the data lies: a directory, or a file for npz, idx, csv, jsonl, text and lines."""
     image_size: int | None = None
     """Resize (shorter side) and crop images of a folder to this many pixels."""
     on_bad_image: str = "stop"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, finder, keys, page, report, runs, selection, summary, train, tree
+from lepton_jax import checkpoint, data, evaluate, finder, keys, report, runs, selection, summary, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax.config import Config
@@ -19,6 +19,7 @@ from lepton_jax.data.paths import reason
 from lepton_jax.errors import InputError
 from lepton_jax.optimizers import learning_rate_scale
 from lepton_jax.recipe import Recipe
+from lepton_jax.report import examples, page
 from lepton_jax.types import TrainState
 
 
@@ -289,4 +290,5 @@ def told(
         classes=recipe.dataset.classes,
         flags=asdict(config),
         command=summary.command(recipe, None, config.seed),
+        examples=examples.shown(recipe.dataset.test, evaluation, recipe.dataset.classes),
     )

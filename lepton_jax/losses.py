@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from lepton_jax import keys
+from lepton_jax.augment import batched
 from lepton_jax.types import Aux, Batch, Loss, Mean, Model, Params, Stats, View
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def augmented(loss: Loss, augment: Callable[[Any, Array], Array]) -> Loss:
     """
 
     def augmented_loss(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
-        inputs = jax.vmap(augment)(keys.per_example(key, batch, "augment"), batch["input"])
+        inputs = batched(augment)(keys.per_example(key, batch, "augment"), batch["input"])
         return loss(params, stats, {**batch, "input": inputs}, key)
 
     return augmented_loss

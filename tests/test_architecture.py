@@ -20,7 +20,6 @@ FLOORS = [
         "evaluate",
         "checkpoint",
         "report",
-        "page",
         "runs",
         "selection",
         "train",

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from lepton_jax import augment, mesh
+from lepton_jax import augment, losses, mesh
+from lepton_jax import keys as lp_keys
 from lepton_jax.augment import functional, policies
 from lepton_jax.augment.policies import operations, spaces, timm
 from lepton_jax.augment.policies.autoaugment import parsed
 from lepton_jax.errors import InputError
+from lepton_jax.types import Aux, Mean
 
 # every operation in the first; of the others a few, which compile sooner
 POLICIES = {
@@ -99,6 +101,27 @@ def test_a_batch_inside_shard_map_and_one_that_does_not_divide():
         np.testing.assert_array_equal(inside(parameters, images), oracle)
         five = jax.tree.map(lambda leaf: leaf[:5], (parameters, images))
         np.testing.assert_array_equal(jax.jit(policy.batch)(*five), oracle[:5])
+
+
+def test_compose_and_losses_act_on_batches_by_the_policys_own_way():
+    seen = []
+    counted = augment.Transform(
+        lambda key, shape: jnp.zeros(()),
+        lambda drawn, image: image,
+        batch=lambda drawn, images: seen.append(1) or images,
+    )
+    parts = (augment.random_horizontal_flip(), POLICIES["trivialaugment"], counted, augment.random_crop(6, padding=1))
+    composed, images, keys = augment.compose(*parts), pictures(), keys_of(7)
+    oracle = np.asarray(jax.jit(jax.vmap(composed))(keys, images))
+    assert not seen
+    np.testing.assert_array_equal(jax.jit(augment.batched(composed))(keys, images), oracle)
+    assert seen == [1]
+    spy = losses.augmented(lambda params, stats, batch, key: (Mean(batch["input"], 1.0), Aux({}, {})), composed)
+    batch = {"input": images, "index": jnp.arange(16)}
+    augmented = jax.jit(lambda key: spy({}, {}, batch, key)[0].total)(jax.random.key(0))
+    assert seen == [1, 1]
+    expected = jax.jit(jax.vmap(composed))(lp_keys.per_example(jax.random.key(0), batch, "augment"), images)
+    np.testing.assert_array_equal(augmented, expected)
 
 
 def test_one_compilation_over_100_steps():

@@ -18,6 +18,8 @@ from lepton_jax.augment.warp import Map, warp
 from lepton_jax.types import Key
 
 Parameters = Any  # a tree of arrays; what a transform drew for one image
+Images = Shaped[Array, "batch height width channels"]
+Batched = Callable[[Parameters, Images], Array]  # (parameters, images) -> images, over the leading axis of both
 Maps = Callable[[Parameters, Canvas], Sequence[Map]]  # what the parameters do to the places of an image of that size
 EXACT = "exact"  # beside the interpolations: whole pixels are moved and none is changed
 
@@ -31,12 +33,15 @@ class Transform:
     maps: where the action moves things; None, as for all colors, leaves them where they are.
     interpolation: how it reads the image, where a reading by `maps` is all that it does: one of
       `warp.INTERPOLATIONS`, or EXACT. Neighbours in `compose` then may become one reading.
+    batch: the action on a batch, (parameters [batch], images [batch, ...]) -> images, where there is a faster way than
+      `act` under vmap; the same bits as that.
     """
 
     sample: Callable[[Key, Shape], Parameters]
     act: Callable[[Parameters, Image], Output]
     maps: Maps | None = None
     interpolation: str | None = None
+    batch: Batched | None = None
 
     @overload
     def apply(self, parameters: Parameters, target: Target) -> Target: ...
@@ -110,8 +115,20 @@ def compose(*transforms: Transform, merge: bool = True) -> Transform:
     def maps(parameters: tuple[Parameters, ...], size: Canvas) -> Sequence[Map]:
         return _maps(transforms, parameters, size)
 
+    def batch(parameters: tuple[Parameters, ...], images: Images) -> Array:
+        rest = iter(parameters)
+        for run in runs:
+            images = _act_on_batch(run, [next(rest) for _ in run], images)
+        return images
+
     moves = any(part.maps is not None for part in transforms)
-    return Transform(sample, act, maps if moves else None, _interpolation(transforms) if merge else None)
+    return Transform(
+        sample,
+        act,
+        maps if moves else None,
+        _interpolation(transforms) if merge else None,
+        batch if any(part.batch is not None for part in transforms) else None,
+    )
 
 
 def _runs(transforms: Iterable[Transform]) -> list[list[Transform]]:
@@ -144,6 +161,13 @@ def _act(run: Sequence[Transform], parameters: Sequence[Parameters], image: Imag
     return image
 
 
+def _act_on_batch(run: Sequence[Transform], parameters: Sequence[Parameters], images: Images) -> Array:
+    """The transforms of one run on a batch; one with a way of its own is alone in its run."""
+    if len(run) == 1 and run[0].batch is not None:
+        return run[0].batch(parameters[0], images)
+    return jax.vmap(lambda drawn, image: _act(run, drawn, image))(list(parameters), images)
+
+
 def _maps(transforms: Sequence[Transform], parameters: Sequence[Parameters], size: Canvas) -> list[Map]:
     """The maps of all the transforms on an image of `size`."""
     chain: list[Map] = []
@@ -159,6 +183,17 @@ def output_shape(transform: Transform, parameters: Parameters, shape: Shape) -> 
     return jax.eval_shape(transform.act, parameters, image).shape
 
 
-def batched(transform: Transform) -> Callable[[Shaped[Array, " batch"], Array], Array]:
-    """The transform over a batch: (keys [batch], images [batch, height, width, channels]) -> images."""
-    return jax.vmap(transform)
+def batched(transform: Callable[[Key, Any], Any]) -> Callable[[Shaped[Array, " batch"], Array], Array]:
+    """A transform, or any function of a key and an example, over a batch: (keys [batch], batch) -> batch.
+
+    By the transform's own way with batches where it has one, else under vmap.
+    """
+    if not isinstance(transform, Transform) or transform.batch is None:
+        return jax.vmap(transform)
+    act, sample = transform.batch, transform.sample
+
+    def over_batch(keys: Shaped[Array, " batch"], images: Any) -> Array:
+        drawn = jax.vmap(lambda key: sample(key, images.shape[1:]))(keys)
+        return act(drawn, jnp.asarray(images))  # numpy's too, as vmap takes them
+
+    return over_batch

@@ -146,6 +146,22 @@ def _stack(name: str, items: list[Any], indices: np.ndarray) -> np.ndarray:
     return np.stack([row for row in rows if row is not None])
 
 
+class View:
+    """What sources over another source have in common: `source`, how fast it is read, and what of it is broken."""
+
+    source: Source
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading costs no more than copying."""
+        return in_memory(self.source)
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """The files of the source that could not be read, as far as they have been asked for."""
+        return getattr(self.source, "bad", ())
+
+
 def as_source(data: Any) -> Source:
     """`data` as a source: a source itself, a dict of columns, (inputs, labels), or an array of inputs alone.
 

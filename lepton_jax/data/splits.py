@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from lepton_jax.data.labeling import labels
-from lepton_jax.data.sources import Source, gather, in_memory
+from lepton_jax.data.sources import Source, View, gather
 from lepton_jax.data.stream import permutation
 from lepton_jax.errors import InputError
 
@@ -15,7 +15,7 @@ TRAIN_AND_TEST = (0.8, 0.2)  # of data that comes in one piece
 OFFSETS, ORDER = 2**62, 2**62 + 1  # names of draws, past every epoch of a stream with the same seed
 
 
-class Subset:
+class Subset(View):
     """The examples of `source` at `indices`, in that order; nothing is copied."""
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " examples"]):
@@ -35,16 +35,6 @@ class Subset:
     def labels(self) -> Int[np.ndarray, " examples"]:
         """The label of each example in the view."""
         return labels(self.source)[self.indices]
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether reading costs no more than copying."""
-        return in_memory(self.source)
-
-    @property
-    def bad(self) -> tuple[str, ...]:
-        """The files of the source that could not be read, as far as they have been asked for."""
-        return getattr(self.source, "bad", ())
 
 
 def split(source: Source, fractions: Sequence[float], seed: int, stratify: bool = True) -> tuple[Subset, ...]:

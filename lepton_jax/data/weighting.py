@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lepton_jax.data.labeling import labels
-from lepton_jax.data.sources import Source, gather, in_memory
+from lepton_jax.data.sources import Source, View, gather
 from lepton_jax.errors import InputError
 
 
@@ -26,7 +26,7 @@ def class_weights(source: Source, classes: int) -> Float[np.ndarray, " classes"]
     return (len(found) / (classes * counts)).astype(np.float32)
 
 
-class Weighted:
+class Weighted(View):
     """`source`, where an example of class c has the weight `weights[c]`, times its own where it has one."""
 
     def __init__(self, source: Source, weights: Float[np.ndarray, " classes"]):
@@ -48,16 +48,6 @@ class Weighted:
     def labels(self) -> Int[np.ndarray, " examples"]:
         """The label of each example."""
         return labels(self.source)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether reading costs no more than copying."""
-        return in_memory(self.source)
-
-    @property
-    def bad(self) -> tuple[str, ...]:
-        """The files of the source that could not be read, as far as they have been asked for."""
-        return getattr(self.source, "bad", ())
 
 
 def weighted(source: Source, weights: Any) -> Weighted:

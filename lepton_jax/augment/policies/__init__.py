@@ -2,14 +2,13 @@
 
 from lepton_jax.augment.policies.augmix import Mixture, augmix
 from lepton_jax.augment.policies.autoaugment import autoaugment
-from lepton_jax.augment.policies.chain import Chain, Policy
+from lepton_jax.augment.policies.chain import Chain
 from lepton_jax.augment.policies.randaugment import randaugment, trivialaugment
 from lepton_jax.augment.policies.timm import randaugment_timm
 
 __all__ = [
     "Chain",
     "Mixture",
-    "Policy",
     "augmix",
     "autoaugment",
     "randaugment",

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lepton_jax.augment.base import Shape
+from lepton_jax.augment.base import Shape, Transform
 from lepton_jax.augment.image import Fill, Image, product
 from lepton_jax.augment.policies.batch import one_by_one
-from lepton_jax.augment.policies.chain import Chain, Policy, acting, happens
+from lepton_jax.augment.policies.chain import Chain, acting, happens
 from lepton_jax.augment.policies.operations import IDENTITY
 from lepton_jax.augment.policies.spaces import AUGMIX, check_operations, table
 from lepton_jax.augment.warp import Interpolation
@@ -37,7 +37,7 @@ def augmix(
     operations: Sequence[str] = tuple(AUGMIX),
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0,
-) -> Policy:
+) -> Transform:
     """The image and `width` chains of operations averaged, as torchvision's AugMix. Parameters: a Mixture.
 
     severity: levels are drawn from the first `severity` of 10. depth: operations a chain; None draws 1, 2 or 3 each.
@@ -79,7 +79,7 @@ def augmix(
             mixed = mixed + product(share.astype(kind), copy.astype(kind))
         return mixed.astype(image.dtype)
 
-    return Policy(sample, act, batch=one_by_one(act))
+    return Transform(sample, act, batch=one_by_one(act))
 
 
 def _check(severity: int, width: int, depth: int | None, alpha: float) -> None:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.augment.base import Shape
+from lepton_jax.augment.base import Shape, Transform
 from lepton_jax.augment.image import Fill
-from lepton_jax.augment.policies.chain import Chain, Policy, chained, happens
+from lepton_jax.augment.policies.chain import Chain, chained, happens
 from lepton_jax.augment.policies.operations import IDENTITY
 from lepton_jax.augment.policies.spaces import AUTOAUGMENT, check_level, check_operations, table
 from lepton_jax.augment.policies.tables import POLICIES
@@ -22,7 +22,7 @@ BINS = 10
 
 def autoaugment(
     policy: str | Sequence[SubPolicy] = "imagenet", interpolation: Interpolation = "nearest", fill: Fill = 0
-) -> Policy:
+) -> Transform:
     """A sub-policy drawn uniformly, whose operations act with their probabilities. Parameters: a Chain.
 
     policy: "imagenet", "cifar10" or "svhn", or sub-policies of one's own. Signs, interpolation and fill are as

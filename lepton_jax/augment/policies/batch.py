@@ -7,15 +7,12 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Shaped
 
-from lepton_jax.augment.base import Parameters
+from lepton_jax.augment.base import Batched, Images, Parameters
 from lepton_jax.augment.image import Image
 from lepton_jax.mesh import BATCH_AXES
 
-Images = Shaped[Array, "batch height width channels"]
 Act = Callable[[Any, Image], Image]  # (parameters, image) -> image
-Batched = Callable[[Parameters, Images], Images]  # the same over the leading axis of both
 
 
 def one_by_one(act: Act) -> Batched:

@@ -1,7 +1,6 @@
 """A chain of drawn operations: what every policy comes down to, on one image and on a batch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lepton_jax.augment import geometry
 from lepton_jax.augment.base import Shape, Transform
 from lepton_jax.augment.image import Canvas, Fill, Image
-from lepton_jax.augment.policies.batch import Act, Batched, one_by_one
+from lepton_jax.augment.policies.batch import Act, one_by_one
 from lepton_jax.augment.policies.operations import kernels, pulled
 from lepton_jax.augment.warp import Interpolation, Map
 from lepton_jax.types import Key
@@ -28,19 +27,9 @@ class Chain(NamedTuple):
     amount: Float[Array, "*layers"]
 
 
-@dataclass(frozen=True)
-class Policy(Transform):
-    """A Transform with an action on batches of its own: (parameters [batch], images [batch, ...]) -> images.
-
-    Image by image it is `act`, bit for bit.
-    """
-
-    batch: Batched | None = None
-
-
 def chained(
     sample: Callable[[Key, Shape], Chain], names: Sequence[str], interpolation: Interpolation, fill: Fill | None
-) -> Policy:
+) -> Transform:
     """The transform that draws a chain of the operations `names`, and acts by it.
 
     Masks, boxes and keypoints move as the image does. Raises InputError for an unknown interpolation.
@@ -51,7 +40,7 @@ def chained(
         pulls = [pulled(names, *layer, size) for layer in zip(chain.operation, chain.amount, strict=True)]
         return [geometry.affinity(pull, size, interpolation, 0) for pull in pulls]
 
-    return Policy(sample, act, maps, batch=one_by_one(act))
+    return Transform(sample, act, maps, batch=one_by_one(act))
 
 
 def acting(names: Sequence[str], interpolation: Interpolation, fill: Fill | None) -> Act:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.augment.base import Shape
+from lepton_jax.augment.base import Shape, Transform
 from lepton_jax.augment.image import Fill
-from lepton_jax.augment.policies.chain import Chain, Policy, chained, happens
+from lepton_jax.augment.policies.chain import Chain, chained, happens
 from lepton_jax.augment.policies.spaces import RANDAUGMENT, TRIVIALAUGMENT, check_level, check_operations, table
 from lepton_jax.augment.warp import Interpolation
 from lepton_jax.errors import InputError
@@ -21,7 +21,7 @@ def randaugment(
     operations: Sequence[str] = tuple(RANDAUGMENT),
     interpolation: Interpolation = "nearest",
     fill: Fill = 0,
-) -> Policy:
+) -> Transform:
     """`layers` operations in turn, each drawn uniformly, all of one strength, as torchvision's. Parameters: a Chain.
 
     magnitude: the strength, one of `bins` levels from 0. operations: which to draw from. Those with a sign are
@@ -48,7 +48,7 @@ def trivialaugment(
     operations: Sequence[str] = tuple(TRIVIALAUGMENT),
     interpolation: Interpolation = "nearest",
     fill: Fill = 0,
-) -> Policy:
+) -> Transform:
     """One operation of one strength, both drawn uniformly, from torchvision's wide space. Parameters: a Chain.
 
     bins, operations, interpolation, fill: as for `randaugment`. Raises InputError.

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lepton_jax.augment.base import Shape
+from lepton_jax.augment.base import Shape, Transform
 from lepton_jax.augment.image import Canvas, Fill, product
-from lepton_jax.augment.policies.chain import Chain, Policy, chained, happens
+from lepton_jax.augment.policies.chain import Chain, chained, happens
 from lepton_jax.augment.policies.operations import IDENTITY
 from lepton_jax.augment.policies.randaugment import check_layers
 from lepton_jax.augment.policies.spaces import check_operations
@@ -86,7 +86,7 @@ def randaugment_timm(
     operations: Sequence[str] = INCREASING,
     interpolation: Interpolation = "bilinear",
     fill: Fill | None = None,
-) -> Policy:
+) -> Transform:
     """timm's RandAugment, "rand-m9-mstd0.5-inc1" by default: uniformly drawn operations, each skipped with 1 - p.
 
     magnitude: the mean level, its ranges ending at 10. deviation: of the normal noise on each level, which then is
