@@ -4,7 +4,9 @@
 
 Both loops run in one process, in turn: a segment of Lepton's, as `train.fit` runs it with its journal and event files,
 then as many steps by hand, which print the loss as often. The value is the least ratio of examples/s over the models,
-each the median over the rounds. Beside it: how long Lepton's loop waits for input, and what a slow screen costs it.
+each the median over the rounds. Both are built anew several times: where a program's buffers happen to lie in memory is
+worth several percent, and lasts as long as they do. Beside it: how long Lepton's loop waits for input, and what a slow
+screen costs it.
 """
 
 import contextlib
@@ -183,21 +185,29 @@ def slowed(case: Case, rounds: int) -> np.ndarray:
     return seconds[1::2] / seconds[::2]
 
 
-def main(rounds: int = 15) -> None:
+def repeated(case: Case, builds: int, rounds: int) -> Timed:
+    """All rounds of several builds."""
+    every = [compared(case, rounds) for _ in range(builds)]
+    lepton, hand, idle = zip(*every, strict=True)
+    return Timed(np.concatenate(lepton), np.concatenate(hand), max(idle))
+
+
+def main(builds: int = 5, rounds: int = 8) -> None:
     """Compare the loops on three models.
 
     Args:
-        rounds: Segments of each loop; the figures are medians over them.
+        builds: How often both loops are built.
+        rounds: Segments of each loop; the figures are medians over those of all builds.
     """
     rows, ratios, idle = [], [], []
     for name, case in cases().items():
-        timed, number = compared(case, rounds), case.batch_size * case.steps
+        timed, number = repeated(case, builds, rounds), case.batch_size * case.steps
         ratio, quartiles = record.spread(timed.by_hand / timed.lepton)
         rates = [number / float(np.median(seconds)) for seconds in (timed.lepton, timed.by_hand)]
         rows.append([name, *rates, ratio, quartiles, timed.idle])
         ratios.append(ratio)
         idle.append(timed.idle)
-    ratio, quartiles = record.spread(slowed(cases()["cnn"], rounds))
+    ratio, quartiles = record.spread(slowed(cases()["cnn"], 2 * rounds))
     rows.append(["cnn, slow screen", "", "", ratio, quartiles, ""])
     holds = min(*ratios, ratio) >= BAR and max(idle) < IDLE
     head = ["model", "examples/s", "by hand", "ratio", "quartiles", "waits for input"]

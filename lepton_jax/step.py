@@ -54,8 +54,7 @@ def descend(grad_fn: GradFn, optimizer: optax.GradientTransformation) -> Step:
         updates, opt_state = transform.update(gradient, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         params, opt_state = tree.where(mean.weight == 0, (state.params, state.opt_state), (params, opt_state))
-        norm = tree.norm(gradient)
-        metrics = {**aux.metrics, "gradient_norm": Mean(norm, jnp.ones_like(norm))}
+        metrics = {**aux.metrics, "gradient_norm": Mean(tree.norm(total), mean.weight)}
         return TrainState(state.step + 1, params, aux.stats, opt_state, state.key), metrics
 
     return step

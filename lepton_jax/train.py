@@ -82,6 +82,7 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
                 scores = evaluated(job, state, number)
             stops = evaluates and job.stop()
             if (saves or stops) and job.save:
+                job.reporter.sync()
                 job.save(state, scores if evaluates else {})  # an older state's scores are not this one's
             if stops:
                 break
@@ -217,7 +218,7 @@ class Log:
 
 def averages(window: list[Seen]) -> dict[str, float]:
     """The metrics of several steps, merged and divided once, in float64."""
-    values = jax.device_get([seen.values for seen in window])
-    sums = np.sum(np.asarray(values, np.float64), axis=0).tolist()
+    # one by one: they are long there, and device_get would first ask for a copy of each
+    sums = np.sum([np.asarray(seen.values, np.float64) for seen in window], axis=0).tolist()
     means = (total / weight if weight else 0.0 for total, weight in sums)
     return {f"train/{name}": mean for name, mean in zip(window[-1].names, means, strict=True)}

@@ -84,7 +84,7 @@ class Arrays:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices`, in that order."""
-        return {name: column[indices] for name, column in self.columns.items()}
+        return {name: column.take(indices, axis=0) for name, column in self.columns.items()}
 
     @property
     def labels(self) -> np.ndarray | None:

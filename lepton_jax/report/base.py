@@ -29,6 +29,9 @@ class Reporter:
     def evaluation(self, row: Row) -> None:
         """An evaluation."""
 
+    def sync(self) -> None:
+        """A checkpoint follows: what it may rely on has to be on the disk."""
+
     def close(self) -> None:
         """The end of the run."""
 
@@ -64,6 +67,10 @@ class Together(Reporter):
     def evaluation(self, row: Row) -> None:
         for reporter in self._reporters:
             reporter.evaluation(row)
+
+    def sync(self) -> None:
+        for reporter in self._reporters:
+            reporter.sync()
 
     def close(self) -> None:
         with contextlib.ExitStack() as all_of_them:  # also where one of them fails
