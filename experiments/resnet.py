@@ -92,16 +92,7 @@ def main(config: Config) -> "lp.experiment.Result":
 
     loss = lp.computed(lp.supervised(model, criterion), config.precision)
     loss = lp.augmented(loss, lp.augment.compose(*augment))
-    if config.remat:
-        loss = lp.rematerialized(loss, config.remat)
-    gradient, stats = lp.precision.differentiated(loss, config.precision)
-    gradient = lp.accumulate(gradient, config.microbatches)
-    if config.sharpness:
-        gradient = lp.sharpness_aware(gradient, config.sharpness)
-    step = lp.descend(gradient, optimizer)
-    if config.ema:
-        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
-
+    step, stats = lp.recipe.step(config, loss, optimizer)
     recipe = lp.recipe.Recipe("resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats)
     return lp.experiment.run(recipe, config)
 

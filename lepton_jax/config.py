@@ -45,6 +45,8 @@ class Config:
     Nothing is ever downloaded."""
     data_dir: str | None = None
     """Where the data lies: a directory, or a file for npz, idx, csv, jsonl, text and lines."""
+    examples: int | None = None
+    """Train on this many of the training examples: a fixed part with every class's share. Default: all."""
     image_size: int | None = None
     """Resize (shorter side) and crop images of a folder to this many pixels."""
     on_bad_image: str = "stop"
@@ -127,6 +129,8 @@ class Config:
                 )
         if math.isinf(self.epochs):
             raise InputError(f"--epochs {self.epochs} never ends", "give a number of passes over the training data")
+        if self.examples is not None and self.examples < 1:
+            raise InputError(f"--examples {self.examples} is not positive", "give --examples more than 0")
         if self.patience is not None and not 0 < self.patience < math.inf:
             problem = f"--patience {self.patience} is not a finite number above 0"
             raise InputError(problem, "give a number of epochs, or leave it out to train to the end")

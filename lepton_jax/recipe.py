@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 import optax
 
-from lepton_jax import data, decay, finder, optimizers, schedules
+from lepton_jax import data, decay, finder, gradients, optimizers, precision, rematerialization, schedules
+from lepton_jax import step as steps
 from lepton_jax.config import Config, flag
 from lepton_jax.errors import InputError
 from lepton_jax.losses import Criterion
-from lepton_jax.types import Model, Stats, Step
+from lepton_jax.types import Loss, Model, Stats, Step
 
 # flags that only these schedules have
 TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
@@ -32,7 +33,36 @@ class Recipe:
 def dataset(config: Config) -> data.Dataset:
     """The data that the flags name, checked. Raises InputError."""
     options = {"image_size": config.image_size, "on_bad_image": config.on_bad_image}
-    return data.load(config.data, config.data_dir, seed=config.seed, **options)
+    whole = data.load(config.data, config.data_dir, seed=config.seed, **options)
+    return whole if config.examples is None else part(whole, config.examples)
+
+
+def part(dataset: data.Dataset, examples: int) -> data.Dataset:
+    """The same data set with so many training examples, the same ones whatever the seed. Raises InputError."""
+    there = len(dataset.train)
+    if examples > there:
+        problem = f"--examples {examples} are more than the {there} training examples"
+        raise InputError(problem, f"give at most {there}, or leave it out for all")
+    if examples == there:
+        return dataset
+    return dataset._replace(train=data.split(dataset.train, (examples / there, 1 - examples / there), seed=0)[0])
+
+
+def step(config: Config, loss: Loss, optimizer: optax.GradientTransformation) -> tuple[Step, Stats]:
+    """The update that the flags make of a loss, and the stats that its techniques start from.
+
+    From the inside out: rematerialization, loss scaling, microbatches, sharpness, averaging. Raises InputError.
+    """
+    if config.remat:
+        loss = rematerialization.rematerialized(loss, config.remat)
+    gradient, stats = precision.differentiated(loss, config.precision)
+    gradient = gradients.accumulate(gradient, config.microbatches)
+    if config.sharpness:
+        gradient = gradients.sharpness_aware(gradient, config.sharpness)
+    update = steps.descend(gradient, optimizer)
+    if config.ema:
+        update, stats = steps.averaged(update, config.ema), {**stats, "ema": steps.ema}
+    return update, stats
 
 
 def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:

@@ -18,7 +18,7 @@ from lepton_jax.errors import InputError
 
 C = TypeVar("C", bound=Config)
 
-SHOWN = ("accuracy", "f1_macro", "auc", "loss")
+SHOWN = {"accuracy": "accuracy", "recall_macro": "recall", "f1_macro": "f1", "auc": "auc", "loss": "loss"}
 OURS = re.compile(r"seed-\d+|result\.json(\.part)?")
 
 
@@ -84,10 +84,10 @@ def deviation(values: Sequence[float | None]) -> float | None:
 
 def told(record: Mapping[str, Any], directory: pathlib.Path) -> str:
     """The runs as a table, with mean and deviation below."""
-    names = [name for name in (f"test/{shown}" for shown in SHOWN) if name in record["metrics"]]
+    names = {f"test/{name}": word for name, word in SHOWN.items() if f"test/{name}" in record["metrics"]}
     lines = {**record["runs"], "mean": record["metrics"], "deviation": record["deviations"]}
     width = max(map(len, lines))
-    head = "".join(f"  {name.removeprefix('test/'):>9}" for name in names)
+    head = "".join(f"  {word:>9}" for word in names.values())
     rows = [
         f"{'':11}{line:<{width}}" + "".join(f"  {cell(values[name]):>9}" for name in names)
         for line, values in lines.items()

@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 def closing(recipe: Recipe, directory: pathlib.Path, evaluation: evaluate.Evaluation, record: Mapping[str, Any]) -> str:
     """How it ended: the table by class, the files written, the next commands."""
     names = recipe.dataset.classes
-    shown = ("accuracy", "f1_macro", "auc", "loss")
+    shown = ("accuracy", "recall_macro", "f1_macro", "auc", "loss")
     scores = "  ".join(report.quantity(name, record["metrics"][f"test/{name}"]) for name in shown)
     files = "  ".join(sorted(path.name + "/" * path.is_dir() for path in directory.iterdir()))
     return "\n".join(

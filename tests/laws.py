@@ -24,9 +24,11 @@ class Technique(NamedTuple):
 
     loss: Callable[[Loss], Loss] = lambda loss: loss
     gradient: Callable[[Loss], GradFn] = lp.plain
+    around: Callable[[GradFn], GradFn] = lambda gradient: gradient  # outside accumulation
     step: Callable[[Step], Step] = lambda step: step
     stats: Callable[[], dict[str, Any]] = dict
     deterministic: bool = True  # the same loss as without it, up to rounding
+    across: bool = False  # examples see each other, so that a microbatch is another batch
 
 
 def shifted(loss: Loss) -> Loss:
@@ -39,6 +41,11 @@ def shifted(loss: Loss) -> Loss:
     return lp.augmented(loss, augment)
 
 
+def mixing() -> lp.augment.mixing.Mixing:
+    """Blended or pasted, each example with a partner drawn anew."""
+    return lp.augment.mixup_or_cutmix(CLASSES, by="example", partner="permutation")
+
+
 TECHNIQUES = {
     "plain": Technique(),
     "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
@@ -48,6 +55,9 @@ TECHNIQUES = {
     ),
     "rematerialized": Technique(loss=lambda loss: lp.rematerialized(loss)),
     "scaled": Technique(gradient=lp.scaled, stats=lambda: {"loss_scale": lp.loss_scale()}),
+    "sharp": Technique(around=lambda gradient: lp.sharpness_aware(gradient, 0.05), deterministic=False),
+    "mixed": Technique(loss=lambda loss: lp.mixed(loss, mixing()), deterministic=False, across=True),
+    "mixed around": Technique(around=lambda gradient: lp.mixed(gradient, mixing()), deterministic=False),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "all": Technique(
         loss=lambda loss: lp.rematerialized(shifted(loss)),
@@ -88,29 +98,29 @@ class Run(NamedTuple):
     samples: np.ndarray
 
 
-def optimizer() -> optax.GradientTransformation:
+def optimizer(name: str = "sgd") -> optax.GradientTransformation:
     """Momentum and decay, so that the optimizer has state of its own."""
-    return lp.optimizers.build("sgd", lambda count: 0.05, weight_decay=1e-4)
+    return lp.optimizers.build(name, lambda count: 0.05, weight_decay=1e-4)
 
 
 def gradient(model: Model, technique: Technique) -> GradFn:
     """The gradient of a model through a technique."""
-    return technique.gradient(technique.loss(lp.supervised(model, lp.cross_entropy())))
+    return technique.around(technique.gradient(technique.loss(lp.supervised(model, lp.cross_entropy()))))
 
 
-def beginning(model: Model, technique: Technique, dtype: Any = jnp.float32) -> TrainState:
+def beginning(model: Model, technique: Technique, dtype: Any = jnp.float32, by: str = "sgd") -> TrainState:
     """The state before the first step, its numbers in `dtype`."""
     inputs = step.shapes(data.Stream(digits(), BATCH, 0).batch(0)["input"])
-    state = step.initial(model, optimizer(), jax.random.key(7), inputs, **technique.stats())
+    state = step.initial(model, optimizer(by), jax.random.key(7), inputs, **technique.stats())
     return state._replace(**{part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")})
 
 
-def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any = jnp.float32) -> Run:
+def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any = jnp.float32, by: str = "sgd") -> Run:
     """A short run on a mesh, as a user's would go."""
     over = mesh.make(axes)
     stream = data.Stream(digits(), BATCH, 3)
-    state = step.place(beginning(model, technique, dtype), over, model.rules)
-    update = technique.step(lp.descend(gradient(model, technique), optimizer()))
+    state = step.place(beginning(model, technique, dtype, by), over, model.rules)
+    update = technique.step(lp.descend(gradient(model, technique), optimizer(by)))
     compiled = step.compile(update, state, stream.batch(0), over, model.rules)
     losses, samples = [], []
     for number in range(steps):

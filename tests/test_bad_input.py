@@ -64,6 +64,8 @@ FLAGS = {
     "--microbatches 3": ("--microbatches 3 does not divide --batch-size 128", "129"),
     "--batch-size 0": ("--batch-size 0 is not positive", "more than 0"),
     "--batch-size many": ("--batch-size", "--help"),
+    "--examples 0": ("--examples 0 is not positive", "more than 0"),
+    "--examples 5000": ("--examples 5000 are more than the 1437", "at most 1437"),
     "--epochs -1": ("--epochs -1.0 is not positive", "more than 0"),
     "--seed -1": ("seed -1", "from 0 up"),
     f"--seed {2**32}": (f"seed {2**32}", "from 0 up"),

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from lepton_jax import augment, cli, keys
+from lepton_jax.augment.catalog import PUBLISHED, policies, policy
 from lepton_jax.data import Arrays, Dataset, describe, fingerprint, gather, load
 from lepton_jax.data import __main__ as program
 from lepton_jax.data.expansion import expand
-from lepton_jax.data.policies import PUBLISHED, policies, policy
 from lepton_jax.data.sheet import drawing, picture, sheet
 from lepton_jax.errors import InputError
 

@@ -92,6 +92,16 @@ def test_the_page_needs_no_script_and_no_network():
     assert not [name for name, _ in read.attributes if name in ("src", "href") or name.startswith("on")]
 
 
+def test_the_page_says_which_state_it_is_of_and_why_the_run_ended():
+    record = {
+        "selected": {"of": "best", "by": "validation/auc", "step": 1200},
+        "stopped": {"reason": "validation/auc has not risen in 3 epoch(s)"},
+    }
+    words = Tags(page.render(a_page(record=record))).words
+    assert "step 1,200, the best by validation/auc" in words
+    assert "validation/auc has not risen in 3 epoch(s)" in words
+
+
 def test_every_text_is_escaped():
     hostile = '"><script>alert(1)</script>'
     record = {"experiment": hostile, "metrics": {}}

@@ -2,6 +2,7 @@
 
 from lepton_jax.augment import functional, masking, tabular, text
 from lepton_jax.augment.base import Transform, batched, compose, deterministic, identity
+from lepton_jax.augment.catalog import mixed_by, policy
 from lepton_jax.augment.elastic import random_elastic
 from lepton_jax.augment.erasing import random_erasing
 from lepton_jax.augment.mixing import cutmix, mixup, mixup_or_cutmix
@@ -50,10 +51,12 @@ __all__ = [
     "identity",
     "keypoints",
     "masking",
+    "mixed_by",
     "mixup",
     "mixup_or_cutmix",
     "mosaic",
     "normalize",
+    "policy",
     "randaugment",
     "randaugment_timm",
     "random_adjust_sharpness",

@@ -47,13 +47,13 @@ def preview(
     if out.suffix.lower() != ".png" or out.exists() or not out.absolute().parent.is_dir():
         fault = "exists" if out.exists() else "is not a new .png file in a directory that exists"
         raise InputError(f"--out {str(out)!r} {fault}", "give the name of a new file, as in preview.png")
-    from lepton_jax.data.policies import policy as named
+    from lepton_jax import augment
     from lepton_jax.data.sheet import check_images, sheet
 
     dataset = data.load(name, data_dir, seed=seed, image_size=image_size)
     check_images(dataset)
     title = f"{dataset.name}: as stored, and augmented ({policy})"
-    drawn = sheet(dataset, named(policy, dataset.input_shape), title, count, seed)
+    drawn = sheet(dataset, augment.policy(policy, dataset.input_shape), title, count, seed)
     part = out.with_name(out.name + ".part")
     drawn.save(part, format="png")
     part.rename(out)

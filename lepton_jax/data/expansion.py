@@ -19,7 +19,6 @@ from lepton_jax.data import npz, packed
 from lepton_jax.data.checks import check
 from lepton_jax.data.folder import Folder, opened
 from lepton_jax.data.paths import reason
-from lepton_jax.data.policies import policy as named
 from lepton_jax.data.sheet import check_images
 from lepton_jax.data.sources import Dataset, Source, gather
 from lepton_jax.data.summary import fingerprint
@@ -54,7 +53,7 @@ def expand(
     if archive is not None and image_size is not None:
         raise InputError(f"the images of {str(archive)!r} have a fixed size", "leave --image-size out")
     check_images(dataset)
-    made = _copies(dataset.train, named(policy, dataset.input_shape), copies, key)
+    made = _copies(dataset.train, augment.policy(policy, dataset.input_shape), copies, key)
     record = {
         "source": str(source),
         "fingerprint": fingerprint(dataset.train),

@@ -7,6 +7,7 @@ NONE = "–"  # noqa: RUF001  what stands where there is no value
 FORMATS = {
     "step": "step {:>6,}",
     "epoch": "epoch {:>6.2f}",
+    "recall_macro": "recall {:.4f}",
     "f1_macro": "f1 {:.4f}",
     "learning_rate": "learning rate {:<8.3g}",
     "examples_per_second": "{:>7,.0f} examples/s",

@@ -15,6 +15,7 @@ from lepton_jax.report.numbers import cell, clock
 CONFUSION = 50  # classes up to which the whole confusion matrix is shown
 TILES = {
     "accuracy": "test accuracy",
+    "recall_macro": "recall, macro",
     "f1_macro": "F1, macro",
     "auc": "AUC, macro",
     "top5": "top 5",
@@ -120,6 +121,11 @@ def facts(page: Page) -> str:
             best = max(judged, key=lambda row: row[f"{split}/accuracy"])
             at = f"at epoch {best.get('epoch', 0):.2f}"
             told[f"best {split} accuracy"] = f"{cell(best[f'{split}/accuracy'])} {at}"
+    if choice := record.get("selected"):
+        by = f", the best by {choice['by']}" if choice["of"] == "best" else ", the last"
+        told["result of"] = f"step {choice['step']:,}{by}"
+    if reason := record.get("stopped", {}).get("reason"):
+        told["stopped"] = reason
     return table([], told.items(), "facts")
 
 

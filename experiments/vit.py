@@ -1,0 +1,139 @@
+"""Vision Transformers: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929.
+
+AdamW, stochastic depth, mixed examples and the decay of matrices alone make up for what convolutions know of images.
+
+python -m experiments.vit --mesh 4x2
+python -m experiments.vit --preset cifar10 --data-dir CIFAR
+python -m experiments.vit --preset imagenet --data-dir IMAGENET --mesh 8x1
+"""
+
+from dataclasses import dataclass
+
+import lepton_jax as lp
+
+
+@dataclass(frozen=True)
+class Config(lp.cli.Config):
+    """Train a Vision Transformer on images."""
+
+    width: int = 64
+    """Numbers in a token. tiny has 192, small 384, base 768."""
+    depth: int = 6
+    """Blocks. tiny, small and base have 12."""
+    heads: int = 4
+    """Heads of attention, which divide the width. tiny has 3, small 6, base 12."""
+    patch: int = 2
+    """Pixels of a patch's side, which divides the image's."""
+    dropout: float = 0.0
+    """Dropout of embeddings and branches."""
+    stochastic_depth: float = 0.0
+    """The rate at which branches of the last block are left out; it rises to it from the first."""
+    crop_padding: int = 1
+    """Pixels of padding before the random crop."""
+    flip: bool = False
+    """Mirror half of the images; wrong for digits."""
+    policy: str = "none"
+    """What follows: randaugment, trivialaugment, autoaugment, augmix, or none."""
+    mixing: str = "none"
+    """mixup, cutmix, either (one or the other), or none."""
+
+
+PRESETS = {
+    "digits": Config(
+        epochs=60,
+        batch_size=64,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup_epochs=5,
+        clip=1.0,
+        undecayed=("positions", "token"),
+    ),
+    "smoke": Config(width=32, depth=2, heads=2, epochs=2, optimizer="adamw", learning_rate=1e-3, mixing="either"),
+    "cifar10": Config(
+        data="cifar10",
+        width=192,
+        depth=12,
+        heads=3,
+        patch=4,
+        stochastic_depth=0.1,
+        epochs=200,
+        batch_size=256,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup_epochs=10,
+        clip=1.0,
+        undecayed=("positions", "token"),
+        label_smoothing=0.1,
+        ema=0.999,
+        crop_padding=4,
+        flip=True,
+        policy="randaugment",
+        mixing="either",
+        log_every=50,
+    ),
+    "imagenet": Config(
+        data="folder",
+        image_size=224,
+        width=384,
+        depth=12,
+        heads=6,
+        patch=16,
+        stochastic_depth=0.1,
+        epochs=300,
+        batch_size=1024,
+        precision="bfloat16",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        warmup_epochs=5,
+        clip=1.0,
+        undecayed=("positions", "token"),
+        label_smoothing=0.1,
+        ema=0.9999,
+        crop_padding=28,
+        flip=True,
+        policy="randaugment",
+        mixing="either",
+    ),
+}
+
+
+def main(config: Config) -> "lp.experiment.Result":
+    """Compose the recipe and run it."""
+    dataset = lp.recipe.dataset(config)
+    stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
+    size = lp.models.vit.Size(config.width, config.depth, config.heads)
+    network = lp.models.vit.standard(
+        size,
+        len(dataset.classes),
+        patch=config.patch,
+        dropout=config.dropout,
+        stochastic_depth=config.stochastic_depth,
+    )
+    model = lp.models.normalized(network, *lp.data.statistics(dataset.train))
+    criterion = lp.cross_entropy(config.label_smoothing)
+    schedule, optimizer = lp.recipe.optimization(config, stream)
+
+    loss = lp.computed(lp.supervised(model, criterion), config.precision)
+    if config.mixing != "none":
+        loss = lp.mixed(loss, lp.augment.mixed_by(config.mixing, len(dataset.classes)))
+    loss = lp.augmented(loss, augmentation(config, dataset.input_shape))
+    step, stats = lp.recipe.step(config, loss, optimizer)
+    recipe = lp.recipe.Recipe("vit", dataset, stream, model, criterion, optimizer, schedule, step, stats)
+    return lp.experiment.run(recipe, config)
+
+
+def augmentation(config: Config, shape: tuple[int, ...]) -> "lp.augment.Transform":
+    """A moved crop, mirroring, and a policy."""
+    transforms = [lp.augment.random_crop(shape[0], padding=config.crop_padding)]
+    if config.flip:
+        transforms.append(lp.augment.random_horizontal_flip())
+    if config.policy != "none":
+        transforms.append(lp.augment.policy(config.policy, shape))
+    return lp.augment.compose(*transforms)
+
+
+if __name__ == "__main__":
+    lp.cli.run(main, Config, PRESETS)
