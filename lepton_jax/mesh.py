@@ -4,10 +4,12 @@ One rule places the whole of a TrainState: an optimizer's moments, an average of
 copy carry the parameter's path as the end of their own, so a rule that matches the weight matches them too.
 """
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -140,6 +142,27 @@ def shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = (), fsdp: bool 
     for rule in rules:
         tree.select(rule.pattern, state)
     return tree.map_named(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf.shape, mesh, rules, fsdp)), state)
+
+
+_LAYOUT: ContextVar[PyTree] = ContextVar("layout of the parameters of the step that is being traced", default=None)
+
+
+@contextlib.contextmanager
+def computing(layout: PyTree) -> Iterator[None]:
+    """While a step is traced: its parameters are computed with as `layout`, a tree of shardings, says."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+
+
+def as_computed(gradient: PyTree) -> PyTree:
+    """The gradient, laid out as its parameters are computed with; as it is outside of `computing`."""
+    layout = _LAYOUT.get()
+    if layout is None or jax.tree.structure(layout) != jax.tree.structure(gradient):
+        return gradient
+    return jax.lax.with_sharding_constraint(gradient, layout)
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule], fsdp: bool) -> P:

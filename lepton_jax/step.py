@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -47,8 +46,8 @@ def descend(grad_fn: GradFn, optimizer: optax.GradientTransformation) -> Step:
         key = jax.random.fold_in(state.key, state.step)
         mean, aux = grad_fn(state.params, state.stats, batch, key)
         # a gradient is computed where its parameter is: else fsdp's layout of what goes out reaches back into
-        # convolutions whose kernels are computed from parameters, and these come out wrong (jax 0.10.2)
-        total = jax.tree.map(lambda leaf, param: shard_alike(leaf, param)[0], mean.total, state.params)
+        # convolutions whose kernels are computed from parameters, and these come out wrong (jax 0.10.2, 0.12.0)
+        total = meshes.as_computed(mean.total)
         gradient = Mean(total, mean.weight).value()
         extra = {"value": aux.metrics["loss"].value()} if "loss" in aux.metrics else {}
         updates, opt_state = transform.update(gradient, state.opt_state, state.params, **extra)
@@ -128,7 +127,8 @@ def compile(
     def gathered(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         # fsdp says where parameters rest, not how a layer computes: left to itself the partitioner splits
         # images along such axes, slowly, and wrongly in a scan on three axes (jax 0.10.2; tests/test_step.py)
-        return step(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)
+        with meshes.computing(used):
+            return step(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)
 
     jitted = jax.jit(gathered, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
     with jax.set_mesh(mesh):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
 import lepton_jax as lp
 from lepton_jax import data, keys, mesh, step, tree
@@ -69,8 +70,19 @@ TECHNIQUES = {
 }
 
 
+class Smooth(nn.Module):
+    """Convolutions and batch norm as in a ResNet, and no kink: rounding cannot take a unit to the other side of one."""
+
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        for number, features in enumerate((8, 16)):
+            x = nn.Conv(features, (3, 3), use_bias=False, name=f"conv{number}")(x)
+            x = nn.gelu(nn.BatchNorm(not train, momentum=0.9, name=f"norm{number}")(x))
+        return nn.Dense(CLASSES, name="head")(jnp.mean(x, (1, 2)))
+
+
 def models() -> dict[str, Callable[[], Model]]:
-    """A model without batch statistics, one with, and one that draws at random."""
+    """A model without batch statistics, one with, one that draws at random, and one without kinks."""
     from lepton_jax import models
 
     mean, std = np.array([0.3], np.float32), np.array([0.4], np.float32)
@@ -78,6 +90,7 @@ def models() -> dict[str, Callable[[], Model]]:
         "mlp": lambda: models.normalized(models.mlp((32, 32), CLASSES), mean, std),
         "resnet": lambda: models.normalized(models.resnet.small(8, CLASSES), mean, std),
         "dropout": lambda: models.normalized(models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std),
+        "smooth": lambda: models.normalized(models.linen(Smooth()), mean, std),
     }
 
 
@@ -115,13 +128,17 @@ def beginning(model: Model, technique: Technique, dtype: Any = jnp.float32, by: 
     return state._replace(**{part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")})
 
 
+def update(model: Model, technique: Technique, by: str = "sgd") -> Step:
+    """One update of a model through a technique."""
+    return technique.step(lp.descend(gradient(model, technique), optimizer(by)))
+
+
 def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any = jnp.float32, by: str = "sgd") -> Run:
     """A short run on a mesh, as a user's would go."""
     over = mesh.make(axes)
     stream = data.Stream(digits(), BATCH, 3)
     state = step.place(beginning(model, technique, dtype, by), over, model.rules)
-    update = technique.step(lp.descend(gradient(model, technique), optimizer(by)))
-    compiled = step.compile(update, state, stream.batch(0), over, model.rules)
+    compiled = step.compile(update(model, technique, by), state, stream.batch(0), over, model.rules)
     losses, samples = [], []
     for number in range(steps):
         batch = stream.batch(number)
@@ -133,6 +150,26 @@ def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any 
         jax.device_get(state._replace(key=jax.random.key_data(state.key))),
         np.array(samples),
     )
+
+
+def partings(model: Model, technique: Technique, axes: str, steps: int) -> list[float]:
+    """At each step of a float32 run on one device, how far from its parameters the same step on a mesh ends."""
+    stream, state = data.Stream(digits(), BATCH, 3), beginning(model, technique)
+    compiled = {}
+    for name in ("1x1", axes):
+        over = mesh.make(name)
+        placed = step.place(state, over, model.rules)
+        compiled[over] = step.compile(update(model, technique), placed, stream.batch(0), over, model.rules)
+    found = []
+    for number in range(steps):
+        ends = []
+        for over, run in compiled.items():
+            # a copy, for the step gives its state's buffers away
+            begun = step.place(jax.tree.map(jnp.copy, state), over, model.rules)
+            ends.append(run(begun, mesh.place(stream.batch(number), over))[0])
+        state = jax.device_put(ends[0], jax.devices()[0])
+        found.append(distance(ends[1].params, ends[0].params))
+    return found
 
 
 def distance(a: Any, b: Any) -> float:

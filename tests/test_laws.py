@@ -95,12 +95,19 @@ def reference(name: str) -> laws.Run:
     return _references[name]
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("mlp", 1e-5), ("dropout", 1e-5), ("resnet", 1e-4)])
-def test_law_3_in_float32_to_the_published_tolerance(models, name, tolerance):
+@pytest.mark.parametrize("name", ["mlp", "dropout", "smooth"])
+def test_law_3_in_float32_to_the_published_tolerance(models, name):
     row = laws.TECHNIQUES["all"]
     alone, run = (laws.train(models[name], row, axes, 50) for axes in ("1x1", "4x2"))
-    np.testing.assert_allclose(run.losses, alone.losses, rtol=tolerance, atol=tolerance)
-    assert laws.distance(run.state.params, alone.state.params) < tolerance
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-6, atol=1e-6)
+    assert laws.distance(run.state.params, alone.state.params) < 1e-6
+
+
+def test_law_3_in_float32_behind_kinks_holds_step_by_step(models):
+    """Batch norm centers what ReLUs get, so now and then rounding takes one to the other side, and runs part there."""
+    found = laws.partings(models["resnet"], laws.TECHNIQUES["all"], "4x2", 50)
+    assert np.sort(found)[-5] < 1e-6, found
+    assert max(found) < 1e-3, found
 
 
 @pytest.mark.parametrize("axes", MESHES)
