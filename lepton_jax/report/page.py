@@ -148,7 +148,7 @@ def confusion(page: Page) -> str:
     counts = np.asarray(page.confusion)
     wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
-    pairs = [divmod(int(cell), len(counts)) for cell in order if wrong.flat[cell]]
+    pairs = [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
     rows = [(page.classes[t], page.classes[p], cell(int(wrong[t, p]))) for t, p in pairs]
     mistakes = table(("truth", "taken for", "examples"), rows) if rows else "<p>There is no mistake.</p>"
     whole = matrix(counts, page.classes) if len(counts) <= CONFUSION else ""
