@@ -62,8 +62,7 @@ def main(config: Config) -> "lp.experiment.Result":
     schedule, optimizer = lp.recipe.optimization(config, stream)
 
     loss = lp.computed(lp.supervised(model, criterion), config.precision)
-    if config.mixing != "none":
-        loss = lp.mixed(loss, lp.augment.mixed_by(config.mixing, len(dataset.classes)))
+    loss = lp.mixed(loss, lp.augment.mixed_by(config.mixing, len(dataset.classes)))
     loss = lp.augmented(loss, augmentation(config, dataset.input_shape))
     step, stats = lp.recipe.step(config, loss, optimizer)
     recipe = lp.recipe.Recipe("cifar", dataset, stream, model, criterion, optimizer, schedule, step, stats)

@@ -7,7 +7,7 @@ python -m experiments.vit --preset cifar10 --data-dir CIFAR
 python -m experiments.vit --preset imagenet --data-dir IMAGENET --mesh 8x1
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lepton_jax as lp
 
@@ -38,64 +38,53 @@ class Config(lp.cli.Config):
     """mixup, cutmix, either (one or the other), or none."""
 
 
+DIGITS = Config(
+    epochs=60,
+    batch_size=64,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    warmup_epochs=5,
+    clip=1.0,
+    undecayed=("positions", "token"),
+)
+REGULARIZED = replace(
+    DIGITS,
+    stochastic_depth=0.1,
+    label_smoothing=0.1,
+    flip=True,
+    policy="randaugment",
+    mixing="either",
+    depth=12,
+    log_every=50,
+)
 PRESETS = {
-    "digits": Config(
-        epochs=60,
-        batch_size=64,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup_epochs=5,
-        clip=1.0,
-        undecayed=("positions", "token"),
-    ),
-    "smoke": Config(width=32, depth=2, heads=2, epochs=2, optimizer="adamw", learning_rate=1e-3, mixing="either"),
-    "cifar10": Config(
+    "digits": DIGITS,
+    "smoke": replace(DIGITS, width=32, depth=2, heads=2, epochs=2, batch_size=128, warmup_epochs=0, mixing="either"),
+    "cifar10": replace(
+        REGULARIZED,
         data="cifar10",
         width=192,
-        depth=12,
         heads=3,
         patch=4,
-        stochastic_depth=0.1,
+        crop_padding=4,
         epochs=200,
         batch_size=256,
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
         warmup_epochs=10,
-        clip=1.0,
-        undecayed=("positions", "token"),
-        label_smoothing=0.1,
         ema=0.999,
-        crop_padding=4,
-        flip=True,
-        policy="randaugment",
-        mixing="either",
-        log_every=50,
     ),
-    "imagenet": Config(
+    "imagenet": replace(
+        REGULARIZED,
         data="folder",
         image_size=224,
         width=384,
-        depth=12,
         heads=6,
         patch=16,
-        stochastic_depth=0.1,
+        crop_padding=28,
         epochs=300,
         batch_size=1024,
         precision="bfloat16",
-        optimizer="adamw",
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        warmup_epochs=5,
-        clip=1.0,
-        undecayed=("positions", "token"),
-        label_smoothing=0.1,
         ema=0.9999,
-        crop_padding=28,
-        flip=True,
-        policy="randaugment",
-        mixing="either",
     ),
 }
 
@@ -117,8 +106,7 @@ def main(config: Config) -> "lp.experiment.Result":
     schedule, optimizer = lp.recipe.optimization(config, stream)
 
     loss = lp.computed(lp.supervised(model, criterion), config.precision)
-    if config.mixing != "none":
-        loss = lp.mixed(loss, lp.augment.mixed_by(config.mixing, len(dataset.classes)))
+    loss = lp.mixed(loss, lp.augment.mixed_by(config.mixing, len(dataset.classes)))
     loss = lp.augmented(loss, augmentation(config, dataset.input_shape))
     step, stats = lp.recipe.step(config, loss, optimizer)
     recipe = lp.recipe.Recipe("vit", dataset, stream, model, criterion, optimizer, schedule, step, stats)
@@ -130,9 +118,7 @@ def augmentation(config: Config, shape: tuple[int, ...]) -> "lp.augment.Transfor
     transforms = [lp.augment.random_crop(shape[0], padding=config.crop_padding)]
     if config.flip:
         transforms.append(lp.augment.random_horizontal_flip())
-    if config.policy != "none":
-        transforms.append(lp.augment.policy(config.policy, shape))
-    return lp.augment.compose(*transforms)
+    return lp.augment.compose(*transforms, lp.augment.policy(config.policy, shape))
 
 
 if __name__ == "__main__":

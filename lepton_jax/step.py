@@ -126,7 +126,7 @@ def compile(
 
     def gathered(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         # fsdp says where parameters rest, not how a layer computes: left to itself the partitioner splits
-        # images along such axes, slowly, and wrongly in a scan on three axes (jax 0.10.2; tests/test_step.py)
+        # images along such axes, slowly, and wrongly in a scan on three axes (jax 0.10.2; tests/test_laws.py)
         with meshes.computing(used):
             return step(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)
 

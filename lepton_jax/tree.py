@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from lepton_jax.errors import InputError
@@ -78,6 +79,12 @@ def gathered(leaves: Sequence[Array], small: int = 2**14) -> list[Array]:
     for number, leaf in enumerate(leaves):
         alike.setdefault((leaf.shape, leaf.dtype) if leaf.size <= small else number, []).append(leaf)
     return [jnp.stack(group) if len(group) > 1 else group[0] for group in alike.values()]
+
+
+def distance(tree: PyTree, reference: PyTree) -> float:
+    """|tree - reference| / |reference| over all leaves together, in float64 on the host."""
+    flat = [np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(t)]) for t in (tree, reference)]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
 def is_finite(tree: PyTree) -> Array:

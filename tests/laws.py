@@ -168,14 +168,8 @@ def partings(model: Model, technique: Technique, axes: str, steps: int) -> list[
             begun = step.place(jax.tree.map(jnp.copy, state), over, model.rules)
             ends.append(run(begun, mesh.place(stream.batch(number), over))[0])
         state = jax.device_put(ends[0], jax.devices()[0])
-        found.append(distance(ends[1].params, ends[0].params))
+        found.append(tree.distance(ends[1].params, ends[0].params))
     return found
-
-
-def distance(a: Any, b: Any) -> float:
-    """The relative distance of two trees, in float64: |a - b| / |b|."""
-    flat = [np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(t)]) for t in (a, b)]
-    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
 def gradient_of(model: Model, technique: Technique, batch: dict[str, Any]) -> tuple[Any, Any]:

@@ -34,8 +34,8 @@ def test_law_1_accumulated_is_plain(models, name, technique, microbatches):
     parts = row._replace(gradient=lambda loss: lp.accumulate(row.gradient(loss), microbatches))
     whole, loss = laws.gradient_of(models[name], row, ragged)
     summed, summed_loss = laws.gradient_of(models[name], parts, ragged)
-    assert laws.distance(summed, whole) < 1e-6
-    assert laws.distance(summed_loss, loss) < 1e-6
+    assert lp.tree.distance(summed, whole) < 1e-6
+    assert lp.tree.distance(summed_loss, loss) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["mlp", "dropout"])
@@ -44,15 +44,15 @@ def test_padding_counts_nothing(models, name, technique):
     row = laws.TECHNIQUES[technique]
     whole, loss = laws.gradient_of(models[name], row, batch(12))
     with_padding, padded_loss = laws.gradient_of(models[name], row, laws.padded(batch(12), 16))
-    assert laws.distance(with_padding, whole) < 1e-6
-    assert laws.distance(padded_loss, loss) < 1e-6
+    assert lp.tree.distance(with_padding, whole) < 1e-6
+    assert lp.tree.distance(padded_loss, loss) < 1e-6
 
 
 @pytest.mark.parametrize("technique", sorted(n for n, row in laws.TECHNIQUES.items() if row.deterministic))
 def test_what_changes_the_computation_keeps_the_gradient(models, technique):
     whole, _ = laws.gradient_of(models["mlp"], laws.TECHNIQUES["plain"], batch(16))
     other, _ = laws.gradient_of(models["mlp"], laws.TECHNIQUES[technique], batch(16))
-    assert laws.distance(other, whole) < 1e-6
+    assert lp.tree.distance(other, whole) < 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,8 +63,8 @@ def test_law_3_the_same_run_on_every_mesh(models, name, axes, float64):
     run = laws.train(models[name], laws.TECHNIQUES["all"], axes, 50, jnp.float64)
     np.testing.assert_array_equal(run.samples, alone.samples)
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-9)
-    assert laws.distance(run.state.params, alone.state.params) < 1e-9
-    assert laws.distance(run.state.stats, alone.state.stats) < 1e-9
+    assert lp.tree.distance(run.state.params, alone.state.params) < 1e-9
+    assert lp.tree.distance(run.state.stats, alone.state.stats) < 1e-9
 
 
 @pytest.mark.parametrize("technique", sorted(set(laws.TECHNIQUES) - {"all"}))
@@ -72,7 +72,7 @@ def test_law_3_for_every_technique(models, technique, float64):
     row = laws.TECHNIQUES[technique]
     alone, run = (laws.train(models["mlp"], row, axes, 10, jnp.float64) for axes in ("1x1", "data=2,fsdp=2,model=2"))
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-9)
-    assert laws.distance(run.state.params, alone.state.params) < 1e-9
+    assert lp.tree.distance(run.state.params, alone.state.params) < 1e-9
 
 
 @pytest.mark.parametrize("optimizer", sorted(set(lp.optimizers.OPTIMIZERS) - {"sgd"}))
@@ -82,7 +82,7 @@ def test_law_3_for_every_optimizer(models, optimizer, float64):
         laws.train(models["mlp"], row, axes, 10, jnp.float64, optimizer) for axes in ("1x1", "data=2,fsdp=2,model=2")
     )
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-9)
-    assert laws.distance(run.state.params, alone.state.params) < 1e-9
+    assert lp.tree.distance(run.state.params, alone.state.params) < 1e-9
 
 
 _references: dict[str, laws.Run] = {}
@@ -95,12 +95,12 @@ def reference(name: str) -> laws.Run:
     return _references[name]
 
 
-@pytest.mark.parametrize("name", ["mlp", "dropout", "smooth"])
-def test_law_3_in_float32_to_the_published_tolerance(models, name):
+@pytest.mark.parametrize(("name", "tolerance"), [("mlp", 1e-6), ("dropout", 1e-6), ("smooth", 1e-6), ("resnet", 1e-4)])
+def test_law_3_in_float32_to_the_published_tolerance(models, name, tolerance):
     row = laws.TECHNIQUES["all"]
     alone, run = (laws.train(models[name], row, axes, 50) for axes in ("1x1", "4x2"))
-    np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-6, atol=1e-6)
-    assert laws.distance(run.state.params, alone.state.params) < 1e-6
+    np.testing.assert_allclose(run.losses, alone.losses, rtol=tolerance, atol=tolerance)
+    assert lp.tree.distance(run.state.params, alone.state.params) < tolerance
 
 
 def test_law_3_in_float32_behind_kinks_holds_step_by_step(models):

@@ -219,7 +219,7 @@ def test_the_techniques_under_test_have_moved(unbroken):
     scales = {row["train/loss_scale"] for row in unbroken[1]}
     assert len(scales) > 2
     assert float(lp.optimizers.learning_rate_scale(state.opt_state)) < 1
-    assert laws.distance(state.stats["ema"], state.params) > 1e-4
+    assert lp.tree.distance(state.stats["ema"], state.params) > 1e-4
 
 
 @pytest.mark.parametrize("cut", [2, 5, 9, 19])
@@ -247,5 +247,5 @@ def test_another_mesh_sees_the_same_examples_and_ends_in_the_same_state(tmp_path
     for row, other in zip(moved, rows[8:], strict=True):
         np.testing.assert_allclose(row["train/loss"], other["train/loss"], rtol=1e-9)
     for part in ("params", "stats", "opt_state"):
-        assert laws.distance(getattr(state, part), getattr(whole, part)) < 1e-9
+        assert lp.tree.distance(getattr(state, part), getattr(whole, part)) < 1e-9
     assert int(state.step) == 20

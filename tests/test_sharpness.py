@@ -54,9 +54,9 @@ def test_both_passes_draw_alike(name):
     first = plain(state.params, state.stats, batch, KEY)[0].value()
     uphill = tree.add(state.params, tree.scale(first, RADIUS / tree.norm(first)))
     mean, aux = jax.jit(gradient(model))(state.params, state.stats, batch, KEY)
-    assert laws.distance(mean.value(), plain(uphill, state.stats, batch, KEY)[0].value()) < 1e-5
+    assert lp.tree.distance(mean.value(), plain(uphill, state.stats, batch, KEY)[0].value()) < 1e-5
     assert (
-        laws.distance(
+        lp.tree.distance(
             aux.metrics["loss"].value(), plain(state.params, state.stats, batch, KEY)[1].metrics["loss"].value()
         )
         < 1e-6
@@ -72,8 +72,8 @@ def test_microbatches_go_inside(name):
         jax.jit(grad_fn)(state.params, state.stats, batch, KEY)[0].value()
         for grad_fn in (gradient(model), gradient(model, 4), lp.accumulate(gradient(model), 4))
     )
-    assert laws.distance(parts, whole) < 2e-6
-    assert laws.distance(outside, whole) > 1e-3
+    assert lp.tree.distance(parts, whole) < 2e-6
+    assert lp.tree.distance(outside, whole) > 1e-3
 
 
 def test_batch_statistics_move_once():
@@ -81,8 +81,8 @@ def test_batch_statistics_move_once():
     plain = jax.jit(lp.plain(lp.supervised(model, lp.cross_entropy())))
     _, once = plain(state.params, state.stats, batch, KEY)
     _, aux = jax.jit(gradient(model))(state.params, state.stats, batch, KEY)
-    assert laws.distance(aux.stats, once.stats) < 1e-6
-    assert laws.distance(state.stats, once.stats) > 1e-3
+    assert lp.tree.distance(aux.stats, once.stats) < 1e-6
+    assert lp.tree.distance(state.stats, once.stats) > 1e-3
 
 
 def test_an_overflow_in_the_second_pass_alone_halves_the_scale_and_moves_nothing():
@@ -110,7 +110,7 @@ def test_the_same_run_on_every_mesh(float64):
             state, _ = compiled(state, mesh.place(stream.batch(number), over))
         return jax.device_get(state.params)
 
-    assert laws.distance(trained("4x2"), trained("1x1")) < 1e-9
+    assert lp.tree.distance(trained("4x2"), trained("1x1")) < 1e-9
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan"), float("inf")])

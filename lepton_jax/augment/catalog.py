@@ -18,7 +18,8 @@ PUBLISHED: dict[str, Callable[[], Transform]] = {
     "autoaugment": autoaugment,
     "augmix": augmix,
 }
-MIXINGS: dict[str, Callable[..., mixing.Mixing]] = {
+MIXINGS: dict[str, Callable[[int], mixing.Mixing]] = {
+    "none": lambda classes: lambda key, batch: batch,
     "mixup": mixing.mixup,
     "cutmix": mixing.cutmix,
     "either": mixing.mixup_or_cutmix,
@@ -40,7 +41,7 @@ def policies() -> dict[str, Callable[[Shape], Transform]]:
 
 
 def mixed_by(name: str, classes: int) -> mixing.Mixing:
-    """The mixing `name`: mixup, cutmix, or either. Raises InputError for an unknown one."""
+    """The mixing `name` of labels of so many classes: none, mixup, cutmix, or either. Raises InputError for another."""
     return named("mixing", name, MIXINGS)(classes)
 
 
