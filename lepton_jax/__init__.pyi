@@ -30,6 +30,7 @@ from . import weights as weights
 from .errors import InputError as InputError
 from .gradients import accumulate as accumulate
 from .gradients import plain as plain
+from .gradients import sharded as sharded
 from .gradients import sharpness_aware as sharpness_aware
 from .losses import augmented as augmented
 from .losses import cross_entropy as cross_entropy

@@ -36,6 +36,9 @@ class Config:
     """Examples per evaluation batch; changes no result."""
     microbatches: int = 1
     """Compute each batch in this many parts, one after the other, to save memory."""
+    bitwise: int | None = None
+    """Compute each batch as this many virtual shards (8, say), so that 1, 2, 4 or 8 devices on the data axis make the
+    same run to the last bit. Batch statistics are then a shard's own."""
     precision: str = "float32"
     """Type of the computation: float32, bfloat16, or float16 (with dynamic loss scaling). Parameters: float32."""
     remat: str | None = None
@@ -111,6 +114,8 @@ class Config:
                 f"--microbatches {self.microbatches} does not divide --batch-size {self.batch_size}",
                 f"the nearest batch that it divides is {_multiple(self.batch_size, self.microbatches)}",
             )
+        if self.bitwise is not None:
+            self._check_shards(self.bitwise)
         if self.patience is not None and math.isinf(self.eval_every):
             problem = f"--patience {self.patience} waits for evaluations, and --eval-every {self.eval_every} has none"
             raise InputError(problem, "give --eval-every a number of epochs, or leave --patience out")
@@ -119,6 +124,17 @@ class Config:
             raise InputError(problem, "leave one of them out")
         if self.seeds > 1 and self.seed + self.seeds > 2**32:
             raise InputError(f"--seeds {self.seeds} from --seed {self.seed} on pass 2**32-1", "use a seed from 0 up")
+
+    def _check_shards(self, shards: int) -> None:
+        parts = shards * self.microbatches
+        if shards < 1 or shards & (shards - 1):
+            raise InputError(f"--bitwise {shards} is not a power of two", "8 serves 1, 2, 4 and 8 devices")
+        if self.batch_size % parts:
+            problem = f"--bitwise {shards}, in {self.microbatches} microbatch(es) each, does not divide --batch-size"
+            raise InputError(f"{problem} {self.batch_size}", f"the nearest is {_multiple(self.batch_size, parts)}")
+        if self.precision == "float16":
+            problem = "--precision float16 scales the loss of each virtual shard by itself, and --bitwise forbids it"
+            raise InputError(problem, "use bfloat16, or leave --bitwise out")
 
     def _check_numbers(self) -> None:
         counts = ("batch_size", "eval_batch_size", "microbatches", "log_every", "keep", "seeds")

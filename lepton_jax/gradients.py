@@ -1,10 +1,12 @@
 """Where the gradient comes from: Loss -> GradFn, and GradFn -> GradFn."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from lepton_jax import keys, tree
@@ -74,6 +76,82 @@ def sharpness_aware(grad_fn: GradFn, radius: float) -> GradFn:
         return there, Aux(tree.where(there.weight == 0, after.stats, aux.stats), aux.metrics)
 
     return uphill
+
+
+def sharded(grad_fn: GradFn, shards: int) -> GradFn:
+    """The same gradient in `shards` virtual shards of fixed shape, so that no bit of it depends on the mesh.
+
+    Each device computes its own shards one after the other, all by one program; their gradients are added in one
+    fixed binary tree, of which a device's own are a branch. Any number of devices that divides the shards then makes
+    the same run, bit for bit (the idea of EasyScale, Li et al. 2023, https://arxiv.org/abs/2208.14228). Batch
+    statistics are a shard's own, and what the shards moved to is averaged. Microbatches go inside,
+    `sharded(accumulate(plain(loss), k), shards)`, and divide a shard.
+
+    Raises InputError for a number of shards that is not a power of two, that does not divide the batch, or that the
+    devices do not divide; for devices on another axis than data, which split sums inside a layer or the update; and
+    for stats of whole numbers, such as a loss scale's, which have no mean.
+    """
+    if shards < 1 or shards & (shards - 1):
+        raise InputError(f"{shards} virtual shards are not a power of two", "with 8, runs move between 1, 2, 4 and 8")
+
+    def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        devices = _holders(shards, keys.size(batch))
+
+        def on_a_device(params: Any, stats: Any, rows: Batch, key: Any) -> tuple[Mean, Aux]:
+            parts = jax.tree.map(lambda x: x.reshape(shards // devices, -1, *x.shape[1:]), dict(rows))
+            own = tree.pairwise(_mapped(lambda part: grad_fn(params, stats, part, key), parts))
+            return tree.pairwise(jax.lax.all_gather(own, "data")) if devices > 1 else own
+
+        if devices > 1:
+            laid = (P(), P(), P("data"), P())
+            on_a_device = jax.shard_map(on_a_device, in_specs=laid, out_specs=P(), check_vma=False)
+        mean, aux = on_a_device(params, stats, {**batch, "index": keys.index(batch)}, key)
+        return mean, Aux(tree.map_named(lambda name, total: _averaged(name, total, shards), aux.stats), aux.metrics)
+
+    return gradient
+
+
+def _holders(shards: int, size: int) -> int:
+    """How many devices hold the shards of a batch of `size`, those of the mesh's data axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.shape.get("data", 1)
+    if size % shards:
+        near = max(shards, round(size / shards) * shards)
+        raise InputError(f"{shards} virtual shards do not divide a batch of {size}", f"they divide one of {near}")
+    if mesh.size > devices:
+        names = ",".join(f"{axis}={length}" for axis, length in mesh.shape.items())
+        problem = f"virtual shards give the same bits on any data axis, not on the mesh {names}"
+        raise InputError(problem, f"put all devices on data, as in {mesh.size}x1, or leave the virtual shards out")
+    if shards % devices:
+        problem = f"{shards} virtual shards do not divide over {devices} devices"
+        raise InputError(problem, f"use at least {devices} shards" if devices > shards else "use 1, 2, 4 ... devices")
+    return devices
+
+
+def _mapped(function: Callable[[Any], Any], parts: Any) -> Any:
+    """`jax.lax.map`, by a loop that the compiler treats alike however many parts there are.
+
+    A loop that it knows to run once it dissolves, or leaves its invariants inside; then what is fused, and so
+    rounded, is not the same. So the number of rounds comes from the data, and no array gives it away.
+    """
+    count = keys.size(parts)
+    parts = jax.tree.map(lambda x: jnp.concatenate([x, x]) if count == 1 else x, parts)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    empty = jax.tree.map(lambda x: jnp.zeros((max(count, 2), *x.shape), x.dtype), shapes)
+
+    def compute(number: Any, results: Any) -> Any:
+        result = function(jax.tree.map(lambda x: x[number], parts))
+        return jax.tree.map(lambda all, one: all.at[number].set(one), results, result)
+
+    rounds = count + jnp.minimum(parts["index"][0, 0], 0)  # the index of an example is never negative
+    return jax.tree.map(lambda x: x[:count], jax.lax.fori_loop(0, rounds, compute, empty))
+
+
+def _averaged(name: str, total: Array, shards: int) -> Array:
+    if not tree.is_floating(total):
+        problem = f"the stats {name!r} are whole numbers, of which virtual shards have no mean"
+        raise InputError(problem, "use bfloat16 rather than float16, whose loss scale counts steps")
+    return total / shards
 
 
 def split(batch: Batch, microbatches: int) -> dict[str, Any]:

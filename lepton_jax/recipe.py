@@ -51,12 +51,15 @@ def part(dataset: data.Dataset, examples: int) -> data.Dataset:
 def step(config: Config, loss: Loss, optimizer: optax.GradientTransformation) -> tuple[Step, Stats]:
     """The update that the flags make of a loss, and the stats that its techniques start from.
 
-    From the inside out: rematerialization, loss scaling, microbatches, sharpness, averaging. Raises InputError.
+    From the inside out: rematerialization, loss scaling, microbatches, virtual shards, sharpness, averaging.
+    Raises InputError.
     """
     if config.remat:
         loss = rematerialization.rematerialized(loss, config.remat)
     gradient, stats = precision.differentiated(loss, config.precision)
     gradient = gradients.accumulate(gradient, config.microbatches)
+    if config.bitwise:
+        gradient = gradients.sharded(gradient, config.bitwise)
     if config.sharpness:
         gradient = gradients.sharpness_aware(gradient, config.sharpness)
     update = steps.descend(gradient, optimizer)

@@ -64,6 +64,17 @@ def where(condition: Any, a: PyTree, b: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def pairwise(stacked: PyTree) -> PyTree:
+    """The sum over the leading axis, a power of two long, in one fixed order: neighbors first, then their sums."""
+
+    def total(x: Array) -> Array:
+        while len(x) > 1:
+            x = x[0::2] + x[1::2]
+        return x[0]
+
+    return jax.tree.map(total, stacked)
+
+
 def norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all leaves together, accumulated in at least float32."""
     wide = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in gathered(jax.tree.leaves(tree)))

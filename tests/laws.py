@@ -30,6 +30,7 @@ class Technique(NamedTuple):
     stats: Callable[[], dict[str, Any]] = dict
     deterministic: bool = True  # the same loss as without it, up to rounding
     across: bool = False  # examples see each other, so that a microbatch is another batch
+    axes: str = "data=2,fsdp=2,model=2"  # a mesh that it works on
 
 
 def shifted(loss: Loss) -> Loss:
@@ -59,6 +60,7 @@ TECHNIQUES = {
     "sharp": Technique(around=lambda gradient: lp.sharpness_aware(gradient, 0.05), deterministic=False),
     "mixed": Technique(loss=lambda loss: lp.mixed(loss, mixing()), deterministic=False, across=True),
     "mixed around": Technique(around=lambda gradient: lp.mixed(gradient, mixing()), deterministic=False),
+    "sharded": Technique(around=lambda gradient: lp.sharded(gradient, 2), axes="2x1"),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "all": Technique(
         loss=lambda loss: lp.rematerialized(shifted(loss)),
