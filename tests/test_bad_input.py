@@ -1,9 +1,12 @@
 """Bad input, as a person gives it: two lines on standard error, exit code 2, no traceback, the disk as it was."""
 
 import dataclasses
+import gzip
 import json
+import math
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 from collections import namedtuple
@@ -113,6 +116,15 @@ FLAGS = {
     "--data cifar10 --data-dir absent": ("'absent' does not exist", "data_batch_1"),
     "--data npz --data-dir absent.npz": ("'absent.npz' does not exist", "train_images"),
     "--data tfds:mnist --data-dir absent": ("'absent' does not exist", "prepared by TFDS"),
+    "--data csv": ("no directory is given", "--data-dir PATH"),
+    "--data csv --data-dir absent.csv": ("'absent.csv' does not exist", "train.csv and test.csv"),
+    "--data jsonl --data-dir absent.jsonl": ("'absent.jsonl' does not exist", "train.jsonl and test.jsonl"),
+    "--data idx --data-dir absent": ("'absent' does not exist", "train-images-idx3-ubyte"),
+    "--data text --data-dir absent.txt": ("'absent.txt' does not exist", "train.txt and test.txt"),
+    "--data lines --data-dir absent.txt": ("'absent.txt' does not exist", "train.txt and test.txt"),
+    "--data text:0 --data-dir absent.txt": ("'0' in 'text:0' is not a length", "text:128"),
+    "--data idx:mnist --data-dir absent": ("unknown data set 'idx:mnist'", "did you mean"),
+    "--data csv --data-dir absent.csv --image-size 8": ("the inputs of 'csv' have a fixed size", "folder, jsonl, tfds"),
     "--data digits --image-size 16": ("--image-size 16", "leave --image-size out"),
     "--data-dir absent": ("--data-dir 'absent'", "leave it out"),
 }
@@ -160,13 +172,13 @@ def spoil(folder: pathlib.Path) -> None:
 PETS = "--data folder --data-dir pets --batch-size 8"
 
 
-@pytest.mark.parametrize("name", ["folder", "npz", "cifar10", "tfds:mnist"])
+@pytest.mark.parametrize("name", ["folder", "npz", "cifar10", "idx", "csv", "jsonl", "text", "lines", "tfds:mnist"])
 def test_an_empty_data_directory(name, here, capsys):
     (here / "empty").mkdir()
     refused(capsys, f"--data {name} --data-dir empty", "'empty' is empty", "expected there")
 
 
-@pytest.mark.parametrize("name", ["folder", "npz", "cifar10", "tfds:mnist"])
+@pytest.mark.parametrize("name", ["folder", "npz", "cifar10", "idx", "csv", "jsonl", "tfds:mnist"])
 def test_a_directory_of_something_else(name, here, capsys):
     (here / "other").mkdir()
     (here / "other" / "notes.txt").write_text("precious")
@@ -263,6 +275,115 @@ def test_a_cut_npz_file(here, capsys):
     whole = (here / "data.npz").read_bytes()
     (here / "data.npz").write_bytes(whole[: len(whole) // 2])
     refused(capsys, "--data npz --data-dir data.npz", "'data.npz' cannot be read", "one .npz file")
+
+
+def idx(*shape: int) -> bytes:
+    """An idx file of zeros."""
+    return struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + bytes(math.prod(shape))
+
+
+IDX, LABELS = "data/train-images-idx3-ubyte", "data/train-labels-idx1-ubyte"
+GOOD_LINE = b'{"input": [1, 2], "label": "a"}\n'
+FILES = {
+    "csv, a ragged row": (
+        "csv",
+        {"a.csv": b"a,b,label\n1,2,x\n3,y\n"},
+        "line 3 of 'a.csv' has 2 values",
+        "one value per",
+    ),
+    "csv, a word": ("csv", {"a.csv": b"a,b,label\n1,2,x\n3,many,y\n"}, "line 3 of 'a.csv' has 'many'", "give a number"),
+    "csv, an infinity": (
+        "csv",
+        {"a.csv": b"a,label\ninf,x\n"},
+        "'inf' for 'a', which is not a finite",
+        "give a number",
+    ),
+    "csv, no labels": ("csv", {"a.csv": b"a,b\n1,2\n"}, "no label column 'label'", "a, b; name the labels' column"),
+    "csv, an empty label": (
+        "csv",
+        {"a.csv": b"a,label\n1,\n"},
+        "line 2 of 'a.csv': the label is empty",
+        "name a class",
+    ),
+    "csv, other labels": ("csv:kind", {"a.csv": b"a,label\n1,x\n"}, "no label column 'kind'", "as in --data csv:NAME"),
+    "csv, an open quote": (
+        "csv",
+        {"a.csv": b'a,label\n1,"x\n'},
+        "line 2 of 'a.csv': unexpected end",
+        "repair the line",
+    ),
+    "csv, no rows": ("csv", {"a.csv": b"a,label\n"}, "'a.csv' has no rows", "train.csv and test.csv"),
+    "csv, empty": ("csv", {"a.csv": b""}, "'label': its first line is empty", "the first line names the columns"),
+    "csv, binary": ("csv", {"a.csv": b"\x89PNG\xff"}, "line 1 of 'a.csv' is not UTF-8", "store the file as UTF-8"),
+    "csv, numbers": ("csv", {"a.csv": b"a,label\n" + b"1,x\n2,y\n" * 9}, "inputs of float32 of shape (1,)", "--data"),
+    "jsonl, a broken line": (
+        "jsonl",
+        {"a.jsonl": GOOD_LINE + b'{"input": [1,\n'},
+        "line 2 of 'a.jsonl': Expecting value at character 14",
+        "one object a line",
+    ),
+    "jsonl, no label": (
+        "jsonl",
+        {"a.jsonl": b'{"input": [1]}'},
+        "line 1 of 'a.jsonl': it has no 'label'",
+        '"label": "a"',
+    ),
+    "jsonl, ragged": (
+        "jsonl",
+        {"a.jsonl": GOOD_LINE + b'{"input": [1], "label": "a"}'},
+        "line 2 of 'a.jsonl' has an 'input' of shape (1,)",
+        "the same shape",
+    ),
+    "jsonl, empty": ("jsonl", {"a.jsonl": b"\n"}, "'a.jsonl' has no lines", "train.jsonl and test.jsonl"),
+    "jsonl, absent images": (
+        "jsonl",
+        {"a.jsonl": b'{"image": "b.png", "label": 0}\n' * 9},
+        "none of the 9 training images can be read, as 'b.png'",
+        "check the files",
+    ),
+    "jsonl, an image outside": (
+        "jsonl",
+        {"a.jsonl": b'{"image": "../b.png", "label": 0}\n'},
+        "names the image '../b.png', which leaves its directory",
+        "inside it",
+    ),
+    "idx, images cut short": (
+        "idx",
+        {IDX: idx(9, 8, 8)[:-1], LABELS: idx(9)},
+        f"'{IDX}' has 591 bytes",
+        "get the file",
+    ),
+    "idx, labels cut short": (
+        "idx",
+        {IDX: idx(9, 8, 8), LABELS: idx(9)[:5]},
+        f"'{LABELS}' has 5 bytes",
+        "get the file",
+    ),
+    "idx, packed and cut short": (
+        "idx",
+        {f"{IDX}.gz": gzip.compress(idx(9, 8, 8))[:-9], LABELS: idx(9)},
+        f"'{IDX}.gz' cannot be read: ",
+        "get or pack the file again",
+    ),
+    "idx, empty": ("idx", {IDX: b"", LABELS: idx(9)}, f"'{IDX}' begins with nothing", "get the file again"),
+    "idx, without labels": ("idx", {IDX: idx(9, 8, 8)}, "'data' has no train labels", "train-labels-idx1-ubyte"),
+    "idx, fewer labels": ("idx", {IDX: idx(9, 8, 8), LABELS: idx(8)}, "input 9, label 8", "the same"),
+    "text, empty": ("text", {"a.txt": b""}, "'a.txt' has fewer than two tokens", "train.txt and test.txt"),
+    "text, not UTF-8": ("text", {"a.txt": b"caf\xe9"}, "line 1 of 'a.txt' is not UTF-8", "store the file as UTF-8"),
+    "text, no images": ("text", {"a.txt": b"text" * 999}, "images are int32", "uint8"),
+    "lines, empty": ("lines", {"a.txt": b"\n\n"}, "'a.txt' has fewer than two tokens", "train.txt and test.txt"),
+    "lines, a single one": ("lines", {"a.txt": b"one\n"}, "a part of 0.2 of 1 examples is empty", "give more data"),
+    "lines, not UTF-8": ("lines", {"a.txt": b"one\n\xff"}, "line 2 of 'a.txt' is not UTF-8", "store the file as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_of_tables_lines_and_text(case, here, capsys):
+    name, files, problem, remedy = FILES[case]
+    for path, content in files.items():
+        (here / path).parent.mkdir(exist_ok=True)
+        (here / path).write_bytes(content)
+    refused(capsys, f"--data {name} --data-dir {next(iter(files)).split('/')[0]} --batch-size 8", problem, remedy)
 
 
 # The model, in the library

@@ -98,7 +98,10 @@ def read(path: Path) -> Records:
 
 def _record(line: str) -> tuple[str, Any, str]:
     """What a line holds: the kind of its input, the input, and its class name. Raises ValueError."""
-    record = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
+    try:
+        record = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
+    except json.JSONDecodeError as error:  # its own message counts lines, of which it has seen one
+        raise ValueError(f"{error.msg} at character {error.colno}") from error
     if not isinstance(record, dict):
         raise ValueError(f"it is a {type(record).__name__} and not an object")
     given = [kind for kind in KINDS if kind in record]

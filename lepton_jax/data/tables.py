@@ -80,6 +80,9 @@ def read(path: Path, label: str = LABEL) -> Table:
 def _label_column(path: Path, head: Sequence[str], label: str) -> int:
     if twice := [name for name, count in Counter(head).items() if count > 1]:
         raise InputError(f"{str(path)!r} has the column {twice[0]!r} twice", "give every column a name of its own")
+    if not head:
+        problem = f"{str(path)!r} has no label column {label!r}: its first line is empty"
+        raise InputError(problem, f"expected: {LAYOUT}")
     if label not in head:
         problem = unknown("column", label, head)
         raise InputError(
