@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections import namedtuple
 
 import jax
 import numpy as np
@@ -296,6 +297,24 @@ def test_expand_is_complete_or_not_there(pets, tmp_path, monkeypatch):
     (tmp_path / "more.part").mkdir()
     with pytest.raises(InputError, match=r"more.part' is there: another expansion writes it, or one was stopped"):
         expand(pets, tmp_path / "more", "basic", 1)
+
+
+@pytest.mark.parametrize("name", ["pets", "scans.npz"])
+def test_expand_sees_a_full_disk_before_it_writes(name, pets, scans, tmp_path, monkeypatch, capsys):
+    """It asks for no less than it is going to write, and leaves nothing where that is not free."""
+    monkeypatch.chdir(tmp_path)
+    assert called("expand", name, "whole", "--copies", 2, "--policy", "none") == 0
+    written = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, written - 1))
+    before = listing(tmp_path)
+    capsys.readouterr()
+    assert called("expand", name, "more", "--copies", 2, "--policy", "none") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "'more' cannot be written: disk full: it needs up to 0." in lines[0]
+    assert "with room" in lines[1]
+    assert listing(tmp_path) == before
 
 
 def test_a_name_that_a_copy_would_get_is_not_overwritten(pets, tmp_path):

@@ -3,9 +3,11 @@
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from lepton_jax.errors import InputError
 
 CHUNK = 64  # images augmented at once
 RECORD = "provenance.json"
+FILE = 8192  # bytes that a file may take beside its content: the rest of its last block, its lines in the record
 
 
 def expand(
@@ -40,8 +43,8 @@ def expand(
 
     `source` is a directory of class folders, or a .npz file (or a directory of just one), which gives a directory
     with such a file. Held-out data is copied as it is. Copy k of image i is drawn from (seed, k, i) alone. The
-    directory appears when it is complete, or not at all. Raises InputError for a destination that exists, data
-    that cannot be read or are no images, an unknown policy, and fewer than 1 copy.
+    directory appears when it is complete, or not at all. Raises InputError for a destination that exists or is too
+    small, data that cannot be read or are no images, an unknown policy, and fewer than 1 copy.
     """
     source, destination = Path(source).expanduser(), Path(destination).expanduser()
     if copies < 1:
@@ -63,17 +66,18 @@ def expand(
         "image_size": image_size,
         "versions": _versions(),
     }
-    with complete(destination) as place:
+    nbytes = _folder_bytes(dataset, copies) if archive is None else _archive_bytes(archive, copies)
+    with complete(destination, nbytes) as place:
         files = _write_folder(source, place, dataset, made) if archive is None else _write_npz(archive, place, made)
         (place / RECORD).write_text(json.dumps({**record, "files": files}, indent=1) + "\n")
     return destination
 
 
 @contextlib.contextmanager
-def complete(destination: Path) -> Iterator[Path]:
+def complete(destination: Path, nbytes: int) -> Iterator[Path]:
     """A new directory beside `destination` to write in, which becomes it at the end and is removed where that fails.
 
-    Raises InputError where it cannot be written.
+    nbytes: what is going to be written at most. Raises InputError where it cannot be written or is too small.
     """
     place = destination.with_name(destination.name + ".part")
     try:
@@ -84,6 +88,10 @@ def complete(destination: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(destination, error) from error
     try:
+        free = shutil.disk_usage(place).free
+        if free < nbytes:
+            needs = f"it needs up to {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
+            raise OSError(f"disk full: {needs}")
         yield place
         place.rename(destination)
     except OSError as error:
@@ -92,6 +100,24 @@ def complete(destination: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
+
+
+def _folder_bytes(dataset: Dataset, copies: int) -> int:
+    """What `_write_folder` and the record take at most."""
+    train, paths = dataset.train, []
+    for split in dataset.splits.values():
+        assert isinstance(split, Folder)
+        paths += split.paths
+    # a PNG file of noise is as large as its pixels, and less than a hundredth more
+    copy = math.prod(dataset.input_shape) * 101 // 100 + FILE
+    return sum(path.stat().st_size + FILE for path in paths) + copies * len(train) * copy
+
+
+def _archive_bytes(archive: Path, copies: int) -> int:
+    """What `_write_npz` and the record take at most: all arrays for each copy, as if nothing could be compressed."""
+    with zipfile.ZipFile(archive) as file:
+        whole = sum(member.file_size for member in file.infolist())
+    return (copies + 1) * whole * 101 // 100 + 2 * FILE
 
 
 def _unwritable(destination: Path, error: OSError) -> InputError:
