@@ -1,6 +1,7 @@
 from . import augment as augment
 from . import checkpoint as checkpoint
 from . import cli as cli
+from . import compress as compress
 from . import config as config
 from . import data as data
 from . import decay as decay

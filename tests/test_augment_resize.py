@@ -99,7 +99,7 @@ def test_a_resized_crop_is_pillows_crop_and_resize(interpolation, data):
 
 
 def nearest_places(length, count):
-    """Which of `length` pixels each of `count` takes, in whole numbers, and whether it lies on that one's first edge."""
+    """Which of `length` pixels each of `count` takes, in whole numbers, and whether on that one's first edge."""
     places, rest = np.divmod((2 * np.arange(count) + 1) * length, 2 * count)
     return places, rest == 0
 
