@@ -167,7 +167,7 @@ def _arrays(listed: list[Any], body: memoryview) -> list[np.ndarray]:
     return arrays
 
 
-def _built(node: Any, arrays: list[np.ndarray]) -> Any:
+def _built(node: dict[str, Any], arrays: list[np.ndarray]) -> Any:
     """The header's tree with its arrays in place."""
     if "$" not in node:
         return {key: _built(value, arrays) for key, value in node.items()}
@@ -178,10 +178,10 @@ def _built(node: Any, arrays: list[np.ndarray]) -> Any:
         if kind < 0:
             raise ValueError(f"it names an array {kind}")
         return arrays[kind]
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+    plain: dict[Any, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
     fields = {key: _built(value, arrays) for key, value in plain.pop("fields").items()}
-    del plain["$"]
-    return KINDS[kind](**fields, **plain)
+    kind: Any = KINDS[plain.pop("$")]
+    return kind(**fields, **plain)
 
 
 def _require_bounded(tree: Any, size: int) -> None:

@@ -1,0 +1,124 @@
+"""What a compression has won and what it costs: bytes, multiplications, milliseconds and scores, side by side."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lepton_jax.compress import file, leaves
+from lepton_jax.errors import InputError
+from lepton_jax.types import Model, Variables
+
+BUDGETS = ("size", "macs", "speed", "points")
+
+
+class Subject(NamedTuple):
+    """A model as it would be shipped. model: runs on `variables`, whose params may hold packed leaves."""
+
+    name: str
+    model: Model
+    variables: Variables
+
+
+def audit(
+    before: Subject,
+    after: Subject,
+    inputs: Any,
+    score: Callable[[Model, Variables], float],
+    macs: Callable[[Model, Variables, Any], int],
+    batches: Sequence[int] = (1, 128),
+    rounds: int = 20,
+) -> dict[str, Any]:
+    """Both models measured, as a record for JSON.
+
+    inputs: examples for timing, at least max(batches) of them. score: accuracy in [0, 1] of a model. macs: its
+    multiplications for one example. "size", "macs" and "speed" are ratios, larger is better; "points" is the loss of
+    score in hundredths. Times are in milliseconds, medians of calls in turn; a ratio's quartiles stand beside it.
+    """
+    subjects = {"before": before, "after": after}
+    sizes = {which: len(file.encoded(one.variables, {})) for which, one in subjects.items()}
+    counts = {which: macs(one.model, one.variables, inputs[:1]) for which, one in subjects.items()}
+    scores = {which: score(one.model, one.variables) for which, one in subjects.items()}
+    times = {str(n): _timed(list(subjects.values()), inputs[:n], rounds) for n in batches}
+    record: dict[str, Any] = {
+        which: {
+            "name": one.name,
+            "bytes": sizes[which],
+            "macs": counts[which],
+            "accuracy": scores[which],
+            "milliseconds": {n: float(np.median(seconds[:, place])) * 1e3 for n, seconds in times.items()},
+        }
+        for place, (which, one) in enumerate(subjects.items())
+    }
+    ratios = {n: seconds[:, 0] / seconds[:, 1] for n, seconds in times.items()}
+    record["size"] = sizes["before"] / sizes["after"]
+    record["macs"] = counts["before"] / counts["after"]
+    record["speed"] = {n: float(np.median(ratio)) for n, ratio in ratios.items()}
+    record["quartiles"] = {n: [float(q) for q in np.quantile(ratio, (0.25, 0.75))] for n, ratio in ratios.items()}
+    record["points"] = 100 * (scores["before"] - scores["after"])
+    return record
+
+
+def _timed(subjects: Sequence[Subject], inputs: Any, rounds: int) -> np.ndarray:
+    """Seconds of each call in turn, [rounds, subjects], after one that compiles and one that warms up."""
+    calls = []
+    for one in subjects:
+        variables = jax.device_put(one.variables)
+        forward = jax.jit(lambda variables, inputs, one=one: one.model.apply(variables, inputs, False, None)[0])
+        calls.append(partial(forward, variables, jax.device_put(inputs)))
+    seconds = np.zeros((rounds + 2, len(calls)))
+    for number in range(rounds + 2):
+        for place, call in enumerate(calls):
+            begun = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[number, place] = time.perf_counter() - begun
+    return seconds[2:]
+
+
+def require(record: Mapping[str, Any], budget: Mapping[str, float]) -> None:
+    """Raise InputError where an audit breaks a budget.
+
+    budget: the least "size", "macs" and "speed" (at every batch size), and the most "points" that may be lost.
+    """
+    for name, limit in budget.items():
+        if name not in BUDGETS:
+            raise InputError(f"there is no budget {name!r}", f"choose among {', '.join(BUDGETS)}")
+        found = min(record["speed"].values()) if name == "speed" else record[name]
+        if math.isnan(found) or (found > limit if name == "points" else found < limit):
+            word = "more" if name == "points" else "less"
+            problem = f"the audit breaks the budget: {name} is {found:.4g}, {word} than {limit:.4g}"
+            raise InputError(problem, "compress otherwise, train longer, or state another budget")
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """An audit as lines for people."""
+    head = ["", record["before"]["name"], record["after"]["name"], "ratio"]
+    rows = [head]
+    for key, label in (("bytes", "bytes in the file"), ("macs", "multiplications")):
+        ratio = record["size" if key == "bytes" else "macs"]
+        rows.append([label, *(f"{record[which][key]:,}" for which in ("before", "after")), f"{ratio:.2f}x"])
+    for n, ratio in record["speed"].items():
+        times = [f"{record[which]['milliseconds'][n]:.3g}" for which in ("before", "after")]
+        low, high = record["quartiles"][n]
+        rows.append([f"ms, batch {n}", *times, f"{ratio:.2f}x ({low:.2f}-{high:.2f})"])
+    scores = [f"{record[which]['accuracy']:.4f}" for which in ("before", "after")]
+    rows.append(["accuracy", *scores, f"{-record['points']:+.2f} points"])
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
+
+
+def by_kind(variables: Variables) -> dict[str, int]:
+    """Bytes of each kind of leaf, "arrays" for those that are not packed."""
+    total: dict[str, int] = {}
+    for leaf in jax.tree.leaves(variables, is_leaf=leaves.is_packed):
+        kind = type(leaf).__name__ if leaves.is_packed(leaf) else "arrays"
+        total[kind] = total.get(kind, 0) + sum(x.nbytes for x in jax.tree.leaves(leaf))
+    return total
