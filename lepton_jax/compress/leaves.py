@@ -146,7 +146,21 @@ def product(factors: PyTree) -> Array:
     return jnp.einsum("hwis,so->hwio", core, factors["up"])
 
 
-PACKED = (Quantized, Sparse, Factored)
+@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["shape", "dtype"])
+@dataclass(frozen=True)
+class Constant:
+    """An array of `shape` of which every number is `value`. dtype: its name, "float32"."""
+
+    value: Any
+    shape: tuple[int, ...]
+    dtype: str
+
+    def dense(self) -> Array:
+        """The array that this stands for."""
+        return jnp.full(self.shape, self.value, self.dtype)
+
+
+PACKED = (Quantized, Sparse, Factored, Constant)
 
 
 def is_packed(leaf: Any) -> bool:
