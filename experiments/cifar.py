@@ -52,8 +52,8 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> "lp.experiment.Result":
-    """Compose the recipe and run it."""
+def compose(config: Config) -> "lp.recipe.Recipe":
+    """Data, model, loss and update as the flags say."""
     dataset = lp.recipe.dataset(config)
     stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
     network = lp.models.build(config.model, len(dataset.classes))
@@ -61,12 +61,19 @@ def main(config: Config) -> "lp.experiment.Result":
     criterion = lp.cross_entropy(config.label_smoothing)
     schedule, optimizer = lp.recipe.optimization(config, stream)
 
-    loss = lp.computed(lp.supervised(model, criterion), config.precision)
-    loss = lp.mixed(loss, lp.augment.mixed_by(config.mixing, len(dataset.classes)))
-    loss = lp.augmented(loss, augmentation(config, dataset.input_shape))
-    step, stats = lp.recipe.step(config, loss, optimizer)
-    recipe = lp.recipe.Recipe("cifar", dataset, stream, model, criterion, optimizer, schedule, step, stats)
-    return lp.experiment.run(recipe, config)
+    augment = augmentation(config, dataset.input_shape)
+    mixing = lp.augment.mixed_by(config.mixing, len(dataset.classes))
+
+    def around(loss: "lp.types.Loss") -> "lp.types.Loss":
+        return lp.augmented(lp.mixed(lp.computed(loss, config.precision), mixing), augment)
+
+    step, stats = lp.recipe.step(config, around(lp.supervised(model, criterion)), optimizer)
+    return lp.recipe.Recipe("cifar", dataset, stream, model, criterion, optimizer, schedule, step, around, stats)
+
+
+def main(config: Config) -> "lp.experiment.Result":
+    """Run the recipe."""
+    return lp.experiment.run(compose(config), config)
 
 
 def augmentation(config: Config, shape: tuple[int, ...]) -> "lp.augment.Transform":

@@ -74,8 +74,8 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> "lp.experiment.Result":
-    """Compose the recipe and run it."""
+def compose(config: Config) -> "lp.recipe.Recipe":
+    """Data, model, loss and update as the flags say."""
     dataset = lp.recipe.dataset(config)
     stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
     network = lp.models.build(config.model, len(dataset.classes))
@@ -90,11 +90,16 @@ def main(config: Config) -> "lp.experiment.Result":
     if config.jitter:
         augment.append(lp.augment.color_jitter(config.jitter, config.jitter, config.jitter, config.jitter / 4))
 
-    loss = lp.computed(lp.supervised(model, criterion), config.precision)
-    loss = lp.augmented(loss, lp.augment.compose(*augment))
-    step, stats = lp.recipe.step(config, loss, optimizer)
-    recipe = lp.recipe.Recipe("resnet", dataset, stream, model, criterion, optimizer, schedule, step, stats)
-    return lp.experiment.run(recipe, config)
+    def around(loss: "lp.types.Loss") -> "lp.types.Loss":
+        return lp.augmented(lp.computed(loss, config.precision), lp.augment.compose(*augment))
+
+    step, stats = lp.recipe.step(config, around(lp.supervised(model, criterion)), optimizer)
+    return lp.recipe.Recipe("resnet", dataset, stream, model, criterion, optimizer, schedule, step, around, stats)
+
+
+def main(config: Config) -> "lp.experiment.Result":
+    """Run the recipe."""
+    return lp.experiment.run(compose(config), config)
 
 
 if __name__ == "__main__":

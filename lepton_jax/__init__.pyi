@@ -8,6 +8,7 @@ from . import decay as decay
 from . import evaluate as evaluate
 from . import experiment as experiment
 from . import finder as finder
+from . import finished as finished
 from . import gradients as gradients
 from . import keys as keys
 from . import losses as losses
@@ -27,6 +28,7 @@ from . import step as step
 from . import summary as summary
 from . import train as train
 from . import tree as tree
+from . import types as types
 from . import weights as weights
 from .errors import InputError as InputError
 from .gradients import accumulate as accumulate

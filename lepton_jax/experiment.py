@@ -196,12 +196,17 @@ def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:
     """The run directory, new or recognised as this very run's. Raises InputError and leaves others untouched."""
     directory = pathlib.Path(config.run) if config.run else runs.fresh(recipe.name)
     flags = {name: value for name, value in asdict(config).items() if name != "run"}
-    identity = {"parameters": tree.count(state.params), "data": data.fingerprint(recipe.dataset.train)}
-    runs.check(directory, recipe.name, flags, identity)
-    record = {"experiment": recipe.name, "config": flags, "identity": identity}
+    known = identity(recipe, state)
+    runs.check(directory, recipe.name, flags, known)
+    record = {"experiment": recipe.name, "config": flags, "identity": known}
     # the newest few, the best, and one being written
     runs.create(directory, record, (config.keep + 2) * tree.nbytes(state._replace(key=jnp.uint32(0))))
     return directory
+
+
+def identity(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+    """What decides a run beside its flags."""
+    return {"parameters": tree.count(state.params), "data": data.fingerprint(recipe.dataset.train)}
 
 
 def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState, str], evaluate.Evaluation]:

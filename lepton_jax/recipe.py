@@ -1,5 +1,6 @@
 """What a recipe composes, and its parts that flags name: data, schedule and optimizer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import optax
@@ -17,7 +18,10 @@ TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe has composed. `stats` are the entries that its techniques start from."""
+    """What a recipe has composed. `stats` are the entries that its techniques start from.
+
+    around: what it puts around a supervised loss, precision and augmentation, for those who compose it anew.
+    """
 
     name: str
     dataset: data.Dataset
@@ -27,6 +31,7 @@ class Recipe:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     step: Step
+    around: Callable[[Loss], Loss]
     stats: Stats = field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ FLOORS = [
         "finder",
         "summary",
         "experiment",
+        "finished",
         "several",
         "trainer",
         "export",

@@ -395,7 +395,9 @@ def recipe(classes: int) -> "lp.experiment.Recipe":
     model, criterion = lp.models.normalized(lp.models.mlp((8,), classes), 0.5, 0.5), lp.cross_entropy()
     optimizer = lp.optimizers.build("sgd", 0.1)
     step = lp.descend(lp.plain(lp.supervised(model, criterion)), optimizer)
-    return lp.experiment.Recipe("test", dataset, stream, model, criterion, optimizer, lambda count: 0.1, step)
+    return lp.experiment.Recipe(
+        "test", dataset, stream, model, criterion, optimizer, lambda count: 0.1, step, lambda loss: loss
+    )
 
 
 def test_a_model_with_other_outputs_than_classes(here):
