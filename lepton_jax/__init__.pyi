@@ -1,10 +1,12 @@
 from . import augment as augment
 from . import checkpoint as checkpoint
 from . import cli as cli
+from . import compaction as compaction
 from . import compress as compress
 from . import config as config
 from . import data as data
 from . import decay as decay
+from . import errors as errors
 from . import evaluate as evaluate
 from . import experiment as experiment
 from . import finder as finder
@@ -40,6 +42,7 @@ from .losses import cross_entropy as cross_entropy
 from .losses import mixed as mixed
 from .losses import squared_error as squared_error
 from .losses import supervised as supervised
+from .losses import taught as taught
 from .losses import through as through
 from .precision import computed as computed
 from .precision import loss_scale as loss_scale

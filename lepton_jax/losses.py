@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from lepton_jax import keys
 from lepton_jax.augment import batched
-from lepton_jax.types import Aux, Batch, Loss, Mean, Model, Params, Stats, View
+from lepton_jax.types import Aux, Batch, Loss, Mean, Model, Params, Stats, Variables, View
 
 T = TypeVar("T")
 
@@ -92,6 +92,25 @@ def mixed(
         return arrow(params, stats, mixing(key, batch), key)
 
     return mixed_arrow
+
+
+def taught(loss: Loss, teacher: tuple[Model, Variables]) -> Loss:
+    """The same loss with a teacher's outputs beside the labels: {"label": the batch's own, "teacher": outputs}.
+
+    teacher: (model, variables), such as `(model, weights.load("teacher.safetensors"))`. Its outputs on the batch's
+    input are made in evaluation mode, inside the trace, and widened to at least float32; no gradient flows to it.
+    Criteria for such labels are in `compress.distill`. What stands outside changes the teacher's input too:
+    `augmented(mixed(taught(loss, teacher), mixing), augment)` shows it the student's images, mixed labels and all.
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
+    """
+    model, variables = teacher
+
+    def taught_loss(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        outputs, _ = model.apply(variables, batch["input"], False, None)
+        outputs = jax.lax.stop_gradient(at_least_float32(outputs))
+        return loss(params, stats, {**batch, "label": {"label": batch["label"], "teacher": outputs}}, key)
+
+    return taught_loss
 
 
 def through(loss: Loss, view: View) -> Loss:
