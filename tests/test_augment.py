@@ -1,5 +1,6 @@
 """What holds for every transform: determinism, replay, independence, dtype, and the same pixels on every mesh."""
 
+import contextlib
 import re
 
 import jax
@@ -8,10 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from lepton_jax import augment
+from lepton_jax import augment, mesh
 
 TRANSFORMS = {
     "identity": augment.identity,
@@ -23,6 +22,17 @@ TRANSFORMS = {
     "random_rotation": augment.random_rotation(30),
     "random_rotation bilinear": augment.random_rotation((-90, 45), "bilinear", fill=0.5),
     "deterministic": augment.deterministic(lambda image: augment.functional.grayscale(image, 3)),
+    "random_affine": augment.random_affine(20, (0.2, 0.1), (0.8, 1.2), 10),
+    "random_affine bilinear": augment.random_affine(20, (0.2, 0.1), (0.8, 1.2), 10, "bilinear", fill=0.5),
+    "random_perspective": augment.random_perspective(0.6, p=0.8),
+    "random_elastic": augment.random_elastic(20, 1),
+    "random_resized_crop": augment.random_resized_crop((9, 11)),
+    # of the policies' operations a few, which compile sooner; tests/test_augment_policies.py has them all
+    "randaugment": augment.randaugment(2, 20, operations=("rotate", "contrast", "equalize")),
+    "randaugment_timm": augment.randaugment_timm(operations=("solarize_add", "sharpness_increasing", "translate_x")),
+    "trivialaugment": augment.trivialaugment(operations=("shear_x", "posterize", "brightness")),
+    "autoaugment": augment.autoaugment([[("color", 0.6, 7), ("equalize", 0.5, 0)], [("translate_y", 1.0, 5)]]),
+    "augmix": augment.augmix(width=2, depth=2, operations=("rotate", "solarize")),
 }
 TRANSFORMS["compose"] = augment.compose(
     TRANSFORMS["random_crop"],
@@ -95,17 +105,23 @@ def test_compose_of_nothing_and_nested():
     assert nested(key, image).shape == (4, 4, 3)
 
 
-@each
+# policies know by `jax.set_mesh`, as in `step.compile`, whose rows are whose; nothing else depends on it
+ON_MESHES = {f"{name}, {how}": (name, how) for name in TRANSFORMS for how in ("set", "not set")}
+ON_MESHES = {case: (name, how) for case, (name, how) in ON_MESHES.items() if how == "set" or not TRANSFORMS[name].batch}
+
+
+@pytest.mark.parametrize("case", ON_MESHES)
 @dtypes
-def test_on_a_mesh_the_same_bits_without_communication(transform, dtype):
-    images, keys = pictures(16, dtype=dtype), keys_of(9, 16)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    split = NamedSharding(mesh, P("data"))
+def test_on_a_mesh_the_same_bits_without_communication(case, dtype):
+    (name, how), images, keys = ON_MESHES[case], pictures(16, dtype=dtype), keys_of(9, 16)
+    here, run = mesh.make("8x1"), augment.batched(TRANSFORMS[name])
+    split = mesh.batch_sharding(here)
     spread = jax.device_put(images, split), jax.device_put(keys, split)
-    compiled = jax.jit(lambda images, keys: augment.batched(transform)(keys, images)).lower(*spread).compile()
+    with jax.set_mesh(here) if how == "set" else contextlib.nullcontext():
+        compiled = jax.jit(lambda images, keys: run(keys, images)).lower(*spread).compile()
     traffic = re.findall(r"all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", str(compiled.as_text()))
     assert not traffic
     output = compiled(*spread)
     assert output.dtype == images.dtype
     assert output.sharding.is_equivalent_to(split, output.ndim)
-    np.testing.assert_array_equal(output, jax.jit(augment.batched(transform))(keys, images))
+    np.testing.assert_array_equal(output, jax.jit(run)(keys, images))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from lepton_jax.augment.devices import by_device
 from lepton_jax.augment.image import Canvas, Image, Output, Shape
 from lepton_jax.augment.targets import Boxes, Keypoints, Mask, Target, canvas, move
 from lepton_jax.augment.warp import Map, warp
@@ -193,7 +194,7 @@ def batched(transform: Callable[[Key, Any], Any]) -> Callable[[Shaped[Array, " b
     act, sample = transform.batch, transform.sample
 
     def over_batch(keys: Shaped[Array, " batch"], images: Any) -> Array:
-        drawn = jax.vmap(lambda key: sample(key, images.shape[1:]))(keys)
+        drawn = by_device(jax.vmap(lambda key: sample(key, images.shape[1:])))(keys)  # augmix draws until all accept
         return act(drawn, jnp.asarray(images))  # numpy's too, as vmap takes them
 
     return over_batch

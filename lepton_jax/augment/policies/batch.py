@@ -1,16 +1,13 @@
 """Acting on a batch in which every image has a branch of its own."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from lepton_jax.augment.base import Batched, Images, Parameters
+from lepton_jax.augment.devices import by_device
 from lepton_jax.augment.image import Image
-from lepton_jax.mesh import BATCH_AXES
 
 Act = Callable[[Any, Image], Image]  # (parameters, image) -> image
 
@@ -29,23 +26,3 @@ def one_by_one(act: Act) -> Batched:
         return jax.lax.map(lambda pair: act(*pair), (parameters, images))
 
     return by_device(batch)
-
-
-def by_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of rows, done by each device on the rows that it holds: a loop over all rows would gather them.
-
-    The devices are those of the mesh that `jax.set_mesh` has set, as `step.compile` does. Where there is none, or the
-    rows do not divide over it, or they are one device's own already, the function is called as it is.
-    """
-
-    def over_rows(*arrays: Any) -> Any:
-        rows = jax.tree.leaves(arrays)[0].shape[0]
-        here = jax.sharding.get_abstract_mesh()
-        automatic = all(kind == AxisType.Auto for kind in here.axis_types)
-        axes = tuple(axis for axis in BATCH_AXES if axis in here.shape) if automatic else ()
-        if not axes or rows % math.prod(here.shape[axis] for axis in axes):
-            return function(*arrays)
-        spec = P(axes)
-        return jax.shard_map(function, in_specs=spec, out_specs=spec)(*arrays)
-
-    return over_rows
