@@ -150,7 +150,7 @@ def confusion(page: Page) -> str:
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     pairs = [divmod(int(place), len(counts)) for place in order if wrong.flat[place]]
     rows = [(page.classes[t], page.classes[p], cell(int(wrong[t, p]))) for t, p in pairs]
-    mistakes = table(("truth", "taken for", "examples"), rows) if rows else "<p>There is no mistake.</p>"
+    mistakes = table(("truth", "taken for", "examples"), rows, "counts") if rows else "<p>There is no mistake.</p>"
     whole = matrix(counts, page.classes) if len(counts) <= CONFUSION else ""
     return f'<div class="side">{whole}<div><h3>Most frequent mistakes</h3>{mistakes}</div></div>'
 

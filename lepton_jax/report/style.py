@@ -56,7 +56,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 3px 14px 3px 0; vertical-align: top; } th { font-weight: 500; }
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 .facts th { color: var(--soft); white-space: nowrap; } .facts td { overflow-wrap: anywhere; }
-.numbers td, .numbers thead th:not(:first-child) { text-align: right; }
+.numbers td, .numbers thead th:not(:first-child), .counts tr > :last-child { text-align: right; }
 thead th { color: var(--soft); position: sticky; top: 0; background: var(--page); }
 .side { display: flex; flex-wrap: wrap; gap: 24px 48px; } .side > * { max-width: 100%; }
 .matrix td, .matrix th { border: 1px solid var(--rule); padding: 3px 7px; text-align: right; min-width: 1.4em; }
