@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from lepton_jax import tree
+from lepton_jax import mesh, tree
 from lepton_jax.compress import base, leaves
 from lepton_jax.errors import InputError
 from lepton_jax.types import Batch, Metrics, Params, Step, TrainState
@@ -41,7 +41,8 @@ def masked(
 
     def view(params: Params, state: base.State) -> Params:
         shown = {name: jnp.where(mask, base.at(params, name), 0) for name, mask in state["masks"].items()}
-        return base.put(params, shown)
+        # else the masks' own layout under fsdp reaches into convolutions, which then come out wrong (jax 0.10.2)
+        return mesh.as_computed(base.put(params, shown))
 
     def update(params: Params, state: base.State, gradient: Params) -> base.State:
         names = list(state["masks"])
