@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lepton_jax.compress import densities, masks, prune, ranking
+from lepton_jax.compress import densities, masks, pruning, ranking
 from lepton_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -173,23 +173,25 @@ def test_a_sparsity_outside_0_to_1_is_refused(takes, sparsity):
 
 PARAMS = {"layer": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}}
 REFUSED = {
-    "has 6 inputs": lambda: prune.prune(prune.magnitude, ranking.n_of_m(2, 4)).init(PARAMS),
+    "has 6 inputs": lambda: pruning.prune(pruning.magnitude, ranking.n_of_m(2, 4)).init(PARAMS),
     "5 of 4": lambda: ranking.n_of_m(5, 4),
-    "do not divide layer/kernel": lambda: prune.pruned(
-        PARAMS, prune.magnitude, ranking.blocks((4, 4), ranking.across(0.5))
+    "do not divide layer/kernel": lambda: pruning.pruned(
+        PARAMS, pruning.magnitude, ranking.blocks((4, 4), ranking.across(0.5))
     ),
-    r"blocks of \(1, 2, 2\)": lambda: prune.prune(prune.magnitude, ranking.blocks((1, 2, 2), ranking.across(0.5))).init(
+    r"blocks of \(1, 2, 2\)": lambda: pruning.prune(
+        pruning.magnitude, ranking.blocks((1, 2, 2), ranking.across(0.5))
+    ).init(PARAMS),
+    "has no places": lambda: ranking.blocks((0, 4), ranking.across(0.5)),
+    "'stem' matches no leaf": lambda: pruning.prune(pruning.magnitude, ranking.across(0.5), pattern="stem").init(
         PARAMS
     ),
-    "has no places": lambda: ranking.blocks((0, 4), ranking.across(0.5)),
-    "'stem' matches no leaf": lambda: prune.prune(prune.magnitude, ranking.across(0.5), pattern="stem").init(PARAMS),
-    "saliency needs a gradient": lambda: prune.pruned(PARAMS, prune.saliency, ranking.across(0.5)),
+    "saliency needs a gradient": lambda: pruning.pruned(PARAMS, pruning.saliency, ranking.across(0.5)),
     "fits no weight": lambda: masks.fixed({"layer/kernel": jnp.ones((6, 5), bool)}).init(PARAMS),
     "'other' of shape": lambda: masks.fixed({"other": jnp.ones((6, 4), bool)}).init(PARAMS),
-    "from step 10 to 25": lambda: prune.gradual(10, 25, 10),
-    "from step 10 to 10": lambda: prune.gradual(10, 10, 10),
-    "first = 2": lambda: prune.gradual(0, 10, 10, first=2.0),
-    "step -1": lambda: prune.once(-1),
+    "from step 10 to 25": lambda: pruning.gradual(10, 25, 10),
+    "from step 10 to 10": lambda: pruning.gradual(10, 10, 10),
+    "first = 2": lambda: pruning.gradual(0, 10, 10, first=2.0),
+    "step -1": lambda: pruning.once(-1),
 }
 
 

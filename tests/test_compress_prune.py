@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lepton_jax as lp
-from lepton_jax.compress import base, densities, leaves, lottery, masks, prune, ranking, rigl, wanda
+from lepton_jax.compress import base, densities, leaves, lottery, masks, norms, pruning, ranking, regrowth
 from lepton_jax.errors import InputError
 from tests import laws
 
@@ -36,12 +36,14 @@ def like(params, seed=1):
 
 
 TECHNIQUES = {
-    "magnitude": lambda s: prune.prune(prune.magnitude, ranking.within(densities.uniform(s))),
-    "global": lambda s: prune.prune(prune.magnitude, ranking.across(s), prune.gradual(0, 6, 2)),
-    "saliency": lambda s: prune.prune(prune.saliency, ranking.within(densities.erdos_renyi(s)), prune.gradual(0, 6, 3)),
-    "random": lambda s: prune.prune(prune.random(KEY), ranking.per_output(s)),
-    "blocks": lambda s: prune.prune(prune.magnitude, ranking.blocks((2, 2), ranking.across(s))),
-    "rigl": lambda s: rigl.rigl(densities.erdos_renyi_kernel(s), KEY, until=7, every=2),
+    "magnitude": lambda s: pruning.prune(pruning.magnitude, ranking.within(densities.uniform(s))),
+    "global": lambda s: pruning.prune(pruning.magnitude, ranking.across(s), pruning.gradual(0, 6, 2)),
+    "saliency": lambda s: pruning.prune(
+        pruning.saliency, ranking.within(densities.erdos_renyi(s)), pruning.gradual(0, 6, 3)
+    ),
+    "random": lambda s: pruning.prune(pruning.random(KEY), ranking.per_output(s)),
+    "blocks": lambda s: pruning.prune(pruning.magnitude, ranking.blocks((2, 2), ranking.across(s))),
+    "rigl": lambda s: regrowth.rigl(densities.erdos_renyi_kernel(s), KEY, until=7, every=2),
 }
 
 
@@ -116,7 +118,7 @@ def test_a_masked_run_is_the_same_on_a_mesh_of_three_axes(name, float64):
 
 @pytest.mark.parametrize("held", [False, True])
 def test_zeros_survive_a_hundred_steps_of_tuning_with_momentum_and_decay(held):
-    keep = prune.pruned(PARAMS, prune.magnitude, HALF)
+    keep = pruning.pruned(PARAMS, pruning.magnitude, HALF)
     compression = masks.fixed(keep)
     state = run(compression, 100, around=masks.held if held else lambda step: step)
     shown = packed_is_the_view(compression, state.params, state.stats["compress"])
@@ -128,7 +130,7 @@ def test_zeros_survive_a_hundred_steps_of_tuning_with_momentum_and_decay(held):
 
 
 def test_saliency_and_masks_follow_numpy_step_by_step():
-    compression = prune.prune(prune.saliency, HALF, prune.gradual(1, 5, 2))
+    compression = pruning.prune(pruning.saliency, HALF, pruning.gradual(1, 5, 2))
     params, state = compression.init(PARAMS)
     update = jax.jit(compression.update)
     for step in range(8):
@@ -148,7 +150,7 @@ def test_saliency_and_masks_follow_numpy_step_by_step():
 
 @pytest.mark.parametrize("first", [0.0, 0.25])
 def test_the_cubic_schedule_is_the_formula(first):
-    schedule, final = prune.gradual(20, 100, 20, first), 0.9
+    schedule, final = pruning.gradual(20, 100, 20, first), 0.9
     is_due = jax.jit(schedule.is_due)
     for step in range(140):
         due = step in (20, 40, 60, 80, 100)
@@ -162,22 +164,22 @@ def test_the_cubic_schedule_is_the_formula(first):
 
 
 def test_once_is_once():
-    compression = prune.prune(prune.magnitude, HALF, prune.once(2))
+    compression = pruning.prune(pruning.magnitude, HALF, pruning.once(2))
     params, state = compression.init(PARAMS)
     hidden = []
     for step in range(5):
         hidden.append(masks.sparsity(state["masks"]))
         state = compression.update(lp.tree.add(params, like(PARAMS, step)), state, params)
     assert hidden == [0, 0, 0, 0.5, 0.5]
-    expected = prune.pruned(lp.tree.add(params, like(PARAMS, 2)), prune.magnitude, HALF)
+    expected = pruning.pruned(lp.tree.add(params, like(PARAMS, 2)), pruning.magnitude, HALF)
     jax.tree.map(np.testing.assert_array_equal, state["masks"], expected)
 
 
 def test_random_scores_depend_on_the_key_and_the_name():
-    draw, weight = prune.random(KEY), jnp.ones((4, 4))
+    draw, weight = pruning.random(KEY), jnp.ones((4, 4))
     np.testing.assert_array_equal(draw("a", weight, None), draw("a", 2 * weight, None))
     assert (draw("a", weight, None) != draw("b", weight, None)).any()
-    assert (draw("a", weight, None) != prune.random(jax.random.key(4))("a", weight, None)).any()
+    assert (draw("a", weight, None) != pruning.random(jax.random.key(4))("a", weight, None)).any()
 
 
 def quantized():
@@ -198,7 +200,7 @@ def quantized():
 
 
 def test_a_quantization_behind_masks_is_packed_inside_them():
-    chain = base.chain(prune.prune(prune.magnitude, HALF), quantized())
+    chain = base.chain(pruning.prune(pruning.magnitude, HALF), quantized())
     params, state = chain.init(PARAMS)
     state = chain.update(params, state, like(PARAMS))
     packed_is_the_view(chain, params, state)
@@ -221,7 +223,7 @@ def halves():
 
 
 def test_factors_are_masked_by_their_own_names():
-    compression = base.chain(halves(), prune.prune(prune.magnitude, ranking.across(0.5)))
+    compression = base.chain(halves(), pruning.prune(pruning.magnitude, ranking.across(0.5)))
     params, state = compression.init(PARAMS)
     state = compression.update(params, state, like(PARAMS))
     assert sorted(masks.found(state)) == sorted(f"{name}/{part}" for name in NAMES for part in ("down", "up"))
@@ -231,7 +233,7 @@ def test_factors_are_masked_by_their_own_names():
 
 
 def test_rigl_keeps_the_count_and_grows_exactly_the_largest_gradients():
-    compression = rigl.rigl(densities.uniform(0.8), KEY, until=40, every=10, fraction=0.4)
+    compression = regrowth.rigl(densities.uniform(0.8), KEY, until=40, every=10, fraction=0.4)
     params, state = compression.init(PARAMS)
     update, moved = jax.jit(compression.update), 0
     for step in range(50):
@@ -258,7 +260,7 @@ def test_rigl_keeps_the_count_and_grows_exactly_the_largest_gradients():
 
 @pytest.mark.parametrize("by", ["sgd", "adamw", "muon"])
 def test_grown_weights_start_at_zero_and_at_rest_under_held(by):
-    compression = rigl.rigl(densities.uniform(0.7), KEY, until=100, every=3, fraction=0.5)
+    compression = regrowth.rigl(densities.uniform(0.7), KEY, until=100, every=3, fraction=0.5)
     before, after = (run(compression, steps, around=masks.held, by=by, shards=0) for steps in (6, 7))
     old, new = before.stats["compress"]["masks"], after.stats["compress"]["masks"]
     for name in NAMES:
@@ -278,7 +280,7 @@ def test_grown_weights_start_at_zero_and_at_rest_under_held(by):
 
 
 def test_held_moves_nothing_that_is_shown():
-    compression = masks.fixed(prune.pruned(PARAMS, prune.magnitude, HALF))
+    compression = masks.fixed(pruning.pruned(PARAMS, pruning.magnitude, HALF))
     plain, held = (run(compression, 5, around=around) for around in (lambda step: step, masks.held))
     views = [compression.view(state.params, state.stats["compress"]) for state in (plain, held)]
     jax.tree.map(np.testing.assert_array_equal, *views)
@@ -301,7 +303,7 @@ def test_a_name_within_a_name_is_not_taken_for_it():
 @pytest.mark.parametrize("wrong", [{"fraction": 1.5}, {"fraction": -0.1}, {"every": 0}, {"until": 0}])
 def test_rigl_refuses(wrong):
     with pytest.raises(InputError, match=r"not in \[0, 1\]|not possible"):
-        rigl.rigl(densities.uniform(0.5), KEY, **{"until": 10, **wrong})
+        regrowth.rigl(densities.uniform(0.5), KEY, **{"until": 10, **wrong})
 
 
 # Wanda
@@ -310,7 +312,7 @@ def test_rigl_refuses(wrong):
 def test_wanda_of_dense_layers_is_numpy():
     images = RANDOM.random((12, 8, 8, 1)).astype(np.float32)
     variables = {"params": PARAMS}
-    keep = wanda.wanda(MODEL, variables, [images[:4], images[4:]], ranking.per_output(0.75))
+    keep = norms.wanda(MODEL, variables, [images[:4], images[4:]], ranking.per_output(0.75))
     x = ((images - 0.3) / 0.4).reshape(12, -1).astype(np.float64)
     for name in NAMES:
         weight = np.asarray(base.at(PARAMS, name), np.float64)
@@ -327,15 +329,15 @@ def test_wanda_of_a_convolution_weighs_patches():
     images = RANDOM.random((3, 8, 8, 1)).astype(np.float32)
     first = next(name for name in base.chosen(base.WEIGHTS, params) if base.at(params, name).shape[2] == 1)
     weight = np.asarray(base.at(params, first))
-    found = wanda.scores(CNN, {"params": params}, [images], first)
+    found = norms.scores(CNN, {"params": params}, [images], first)
     assert list(found) == [first]
     margin = weight.shape[0] // 2
     padded = np.pad((images - 0.3) / 0.4, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    norms = np.zeros(weight.shape[:3])
+    expected = np.zeros(weight.shape[:3])
     for row, column in np.ndindex(*weight.shape[:2]):
-        norms[row, column] = np.linalg.norm(padded[:, row : row + 8, column : column + 8, :].reshape(-1))
-    np.testing.assert_allclose(found[first], np.abs(weight) * norms[..., None], rtol=1e-5)
-    two = wanda.wanda(CNN, {"params": params}, [images], ranking.n_of_m(2, 4), pattern="conv2/kernel|dense|head")
+        expected[row, column] = np.linalg.norm(padded[:, row : row + 8, column : column + 8, :].reshape(-1))
+    np.testing.assert_allclose(found[first], np.abs(weight) * expected[..., None], rtol=1e-5)
+    two = norms.wanda(CNN, {"params": params}, [images], ranking.n_of_m(2, 4), pattern="conv2/kernel|dense|head")
     assert all(mask.mean() == 0.5 for mask in two.values())
 
 
@@ -345,8 +347,8 @@ def test_wanda_keeps_outputs_better_than_magnitude_where_inputs_differ():
     outputs = MODEL.apply({"params": PARAMS}, images, False, None)[0]
     errors = []
     for keep in (
-        wanda.wanda(MODEL, {"params": PARAMS}, [images]),
-        prune.pruned(PARAMS, prune.magnitude, ranking.per_output(0.5)),
+        norms.wanda(MODEL, {"params": PARAMS}, [images]),
+        pruning.pruned(PARAMS, pruning.magnitude, ranking.per_output(0.5)),
     ):
         compression = masks.fixed(keep)
         shown = compression.view(*compression.init(PARAMS))

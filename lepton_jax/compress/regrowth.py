@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lepton_jax import keys
-from lepton_jax.compress import base, densities, prune
+from lepton_jax.compress import base, densities, pruning
 from lepton_jax.compress.masks import Masks, Weights, masked
 from lepton_jax.compress.ranking import top, whole, within
 from lepton_jax.errors import InputError
@@ -41,7 +41,7 @@ def rigl(
         raise InputError(f"moving every {every} steps until {until} is not possible", "give positive numbers of steps")
 
     def begin(weights: Weights) -> Masks:
-        return within(layers)(prune.scored(prune.random(keys.named(key, "rigl")), weights, None), whole)
+        return within(layers)(pruning.scored(pruning.random(keys.named(key, "rigl")), weights, None), whole)
 
     def move(weights: Weights, masks: Masks, gradients: Weights, step: Any) -> Masks:
         sparsities = layers({name: weight.shape for name, weight in weights.items()})
