@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import lepton_jax as lp
-from lepton_jax.compress import base, leaves, lora
+from lepton_jax.compress import adaptation as lora
+from lepton_jax.compress import base, leaves
 from lepton_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)

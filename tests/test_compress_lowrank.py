@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepton_jax as lp
-from lepton_jax.compress import base, decompositions, evaluation, inputs, leaves, lowrank, ranks
+from lepton_jax import compress
+from lepton_jax.compress import base, decompositions, evaluation, inputs, leaves, lowrank, quantize, ranks
 from lepton_jax.errors import InputError
 
 METHODS = {"svd": decompositions.svd, "tucker": decompositions.tucker}
@@ -266,6 +267,25 @@ def test_quantized_factors_are_packed_as_they_are():
     assert isinstance(packed.factors["down"], leaves.Quantized)
     assert packed.shape == (12, 12)
     np.testing.assert_allclose(packed.dense(), chain.view(*chain.init(params))["a"]["kernel"], atol=0.02)
+
+
+def test_masked_and_quantized_factors_are_packed_as_they_are_seen():
+    """Law 7 through a chain of all three stages."""
+    shapes = {"a": (12, 16), "b": (3, 3, 8, 8)}
+    params = {name: {"kernel": jnp.asarray(drawn(shape), jnp.float32)} for name, shape in shapes.items()}
+    chain = base.chain(
+        lowrank.factorized(ranks.by_ratio(0.5), convolution=decompositions.tucker),
+        compress.prune(compress.magnitude, compress.across(0.5)),
+        quantize.quantized(8),
+    )
+    new, state = chain.init(params)
+    state = chain.update(new, state, jax.tree.map(jnp.ones_like, params))
+    packed, viewed = chain.pack(new, state), chain.view(new, state)
+    for name, shape in shapes.items():
+        leaf = packed[name]["kernel"]
+        assert leaf.shape == shape
+        assert all(isinstance(factor, leaves.Sparse) for factor in leaf.factors.values())
+        assert lp.tree.distance(leaf.dense(), viewed[name]["kernel"]) < 1e-5
 
 
 def test_what_cannot_be_factored_is_said():
