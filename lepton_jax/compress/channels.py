@@ -74,7 +74,7 @@ def _summed(graph: Graph, params: PyTree, role: str, of: Callable[[Any], Any]) -
 def fewer_channels(graph: Graph, share: float) -> Enough:
     """Enough is removed when at least this share of all channels that can be is. Raises InputError outside [0, 1)."""
     _check_share(share)
-    free = np.concatenate([group.channels for group in graph.free])
+    free = np.concatenate([np.zeros(0, int), *(group.channels for group in graph.free)])
     return lambda keep: bool(np.count_nonzero(~keep[free]) >= share * len(free))
 
 

@@ -117,6 +117,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(WINDOWS, rules.window),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), rules.cumulate),
     **dict.fromkeys(("iota", "random_bits"), rules.fresh),
+    "bitcast_convert_type": rules.bitcast,
     "broadcast_in_dim": rules.broadcast,
     "concatenate": rules.concatenate,
     "conv_general_dilated": convolution,

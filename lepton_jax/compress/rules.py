@@ -31,6 +31,11 @@ def _ranked(use: Use, rank: int) -> list[tuple[Labels, tuple[int, ...]]]:
     return [pair for pair in zip(use.labels, use.before, strict=True) if len(pair[1]) == rank]
 
 
+def bitcast(ties: Ties, use: Use) -> list[Labels]:
+    """Entry by entry, unless numbers are taken apart."""
+    return elementwise(ties, use) if use.before == use.after else unknown(ties, use)
+
+
 def fresh(ties: Ties, use: Use) -> list[Labels]:
     """What is made from a shape alone may have any channels; dimensions of keys are rigid."""
     (shape,) = use.after
@@ -75,7 +80,7 @@ def _regrouped(ties: Ties, parts: list[Nodes], sizes: list[int], after: list[int
         for nodes in parts:
             ties.fix(nodes, "reshape mixes them with others")
         return [None] * len(after)
-    line = np.reshape(parts[known[0]], [-1 if axis == known[0] else 1 for axis in range(len(sizes))])
+    line = np.reshape(np.asarray(parts[known[0]]), [-1 if axis == known[0] else 1 for axis in range(len(sizes))])
     grid = np.broadcast_to(line, sizes).reshape(after)
     sides = [np.moveaxis(grid, axis, 0).reshape(size, -1) for axis, size in enumerate(after)]
     alone = [axis for axis, side in enumerate(sides) if (side == side[:, :1]).all()]

@@ -53,7 +53,7 @@ def _whole(variables: Variables, kept: Kept) -> Variables:
     def shape(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
         if name not in kept:
             raise InputError(f"nothing is known of the variable {name!r}", "give what `choose` returned for this model")
-        if tuple(leaf.shape) != (left := tuple(np.count_nonzero(mask) for mask in kept[name])):
+        if tuple(leaf.shape) != (left := tuple(_count(mask) for mask in kept[name])):
             problem = f"{name} has the shape {tuple(leaf.shape)} and {left} is what is kept"
             raise InputError(problem, "give `remove(variables, kept)`")
         return jax.ShapeDtypeStruct(tuple(map(len, kept[name])), leaf.dtype)
@@ -164,9 +164,13 @@ def derived(operation: Operation, read: list[Masks], made: list[Masks]) -> Calla
     return reverse
 
 
+def _count(mask: Any) -> int:
+    return int(np.count_nonzero(mask))
+
+
 def _sizes(operation: Operation, masks: Masks) -> tuple[int, ...]:
     whole = operation.equation.outvars[0].aval.shape
-    return tuple(size if mask is None else np.count_nonzero(mask) for size, mask in zip(whole, masks, strict=True))
+    return tuple(size if mask is None else _count(mask) for size, mask in zip(whole, masks, strict=True))
 
 
 def _groups(operation: Operation, read: list[Masks], made: list[Masks]) -> dict[str, Any]:
@@ -174,16 +178,16 @@ def _groups(operation: Operation, read: list[Masks], made: list[Masks]) -> dict[
     mask = read[0][features.lhs_spec[1]]
     if groups == 1 or mask is None:
         return {}
-    return {"feature_group_count": np.count_nonzero(mask.reshape(groups, -1)[:, 0])}
+    return {"feature_group_count": _count(mask.reshape(groups, -1)[:, 0])}
 
 
 def _ends(operation: Operation, read: list[Masks], made: list[Masks]) -> dict[str, Any]:
     """pad: how many of the new entries are left on each side."""
 
-    def left(mask: Any, low: int, high: int, between: int) -> tuple[int, int, int]:
+    def left(mask: Any, low: Any, high: Any, between: Any) -> tuple[Any, Any, Any]:
         if mask is None:
             return low, high, between
-        return np.count_nonzero(mask[:low]), np.count_nonzero(mask[len(mask) - high :]), between
+        return _count(mask[:low]), _count(mask[len(mask) - high :]), between
 
     config = operation.equation.params["padding_config"]
     return {"padding_config": tuple(left(mask, *ends) for mask, ends in zip(made[0], config, strict=True))}
@@ -195,7 +199,7 @@ def _bounds(operation: Operation, read: list[Masks], made: list[Masks]) -> dict[
 
     def moved(bounds: Sequence[int]) -> tuple[int, ...]:
         pairs = zip(read[0], bounds, strict=True)
-        return tuple(bound if mask is None else np.count_nonzero(mask[:bound]) for mask, bound in pairs)
+        return tuple(bound if mask is None else _count(mask[:bound]) for mask, bound in pairs)
 
     return {name: moved(params[name]) for name in ("start_indices", "limit_indices")}
 
@@ -204,7 +208,7 @@ def _parts(operation: Operation, read: list[Masks], made: list[Masks]) -> dict[s
     """split: how much is left of each part."""
     axis, sizes = operation.equation.params["axis"], operation.equation.params["sizes"]
     own = [masks[axis] for masks in made]
-    left = [size if mask is None else np.count_nonzero(mask) for size, mask in zip(sizes, own, strict=True)]
+    left = [size if mask is None else _count(mask) for size, mask in zip(sizes, own, strict=True)]
     return {"sizes": tuple(left)}
 
 
