@@ -40,6 +40,9 @@ TRANSFORMS["compose"] = augment.compose(
     TRANSFORMS["color_jitter"],
     TRANSFORMS["random_rotation bilinear"],
 )
+TRANSFORMS["compose with a policy"] = augment.compose(
+    TRANSFORMS["random_horizontal_flip"], TRANSFORMS["trivialaugment"], TRANSFORMS["random_crop"]
+)
 each = pytest.mark.parametrize("transform", list(TRANSFORMS.values()), ids=list(TRANSFORMS))
 dtypes = pytest.mark.parametrize("dtype", ["uint8", "float32"])
 

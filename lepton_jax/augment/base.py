@@ -181,7 +181,9 @@ def _maps(transforms: Sequence[Transform], parameters: Sequence[Parameters], siz
 def output_shape(transform: Transform, parameters: Parameters, shape: Shape) -> Shape:
     """The shape of the image that `apply` returns for an image of `shape`; nothing is computed."""
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return jax.eval_shape(transform.act, parameters, image).shape
+    # the parameters as shapes too: inside `by_device` drawn ones are typed by their device, and the image is not
+    drawn = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jax.typeof(leaf).shape, jax.typeof(leaf).dtype), parameters)
+    return jax.eval_shape(transform.act, drawn, image).shape
 
 
 def batched(transform: Callable[[Key, Any], Any]) -> Callable[[Shaped[Array, " batch"], Array], Array]:
