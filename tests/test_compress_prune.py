@@ -47,11 +47,6 @@ TECHNIQUES = {
 }
 
 
-def without_masks(gradient):
-    """The same gradient, its stats without the masks, of which virtual shards have no mean."""
-    return lambda params, stats, batch, key: gradient(params, {"model": stats["model"]}, batch, key)
-
-
 def run(compression, steps, axes="1x1", model=MODEL, around=lambda step: step, by="sgd", shards=8, dtype=jnp.float32):
     """The state after a short run with momentum and weight decay, and how often the model was traced."""
     count = 0
@@ -64,7 +59,7 @@ def run(compression, steps, axes="1x1", model=MODEL, around=lambda step: step, b
     over, optimizer = lp.mesh.make(axes), lp.optimizers.build(by, lambda _: 0.05, weight_decay=1e-2)
     params, stats = compression.init(lp.tree.cast(params_of(model), dtype))
     loss = lp.supervised(model._replace(apply=apply), lp.cross_entropy())
-    gradient = without_masks(lp.sharded(lp.plain(loss), shards)) if shards else lp.plain(loss)
+    gradient = lp.sharded(lp.plain(loss), shards) if shards else lp.plain(loss)
     step = around(lp.descend(base.compressed(gradient, compression), optimizer))
     state = lp.TrainState(jnp.int32(0), params, {"model": {}, "compress": stats}, optimizer.init(params), KEY)
     state = lp.step.place(jax.tree.map(jnp.copy, state), over, model.rules)

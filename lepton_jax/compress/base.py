@@ -107,7 +107,8 @@ def compressed(grad_fn: GradFn, compression: Compression) -> GradFn:
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         state = stats["compress"]
         seen, pull = jax.vjp(lambda params: compression.view(params, state), params)
-        mean, aux = grad_fn(seen, stats, batch, key)
+        others = {name: entry for name, entry in stats.items() if name != "compress"}
+        mean, aux = grad_fn(seen, others, batch, key)
         moved = compression.update(params, state, mean.value())
         moved = tree.where(mean.weight == 0, state, moved)
         return Mean(pull(mean.total)[0], mean.weight), Aux({**aux.stats, "compress": moved}, aux.metrics)
