@@ -33,8 +33,8 @@ def input_scales(
     """{weight's name: the scale of its layer's inputs in int8}, float32 scalars, from batches of model inputs.
 
     calibration: a range as in `quantized`, of the inputs' histogram (2048 bins from the least to the largest over all
-    batches, which are gone through twice). rule: how products are made meanwhile. Raises InputError where there are no
-    batches and for an unknown calibration.
+    batches, which are gone through twice). Give the weights as they will be, rounded. rule: how products are made
+    meanwhile. Raises InputError where there are no batches and for an unknown calibration.
     """
     ranged, batches = named("calibration", calibration, RANGES), list(batches)
 
@@ -95,10 +95,11 @@ def rounded_inputs(scales: dict[str, Array]) -> Rule:
         if site.name not in scales:
             return multiplied(site, inputs, weight)
         scale, values = jnp.asarray(scales[site.name], jnp.float32), jnp.asarray(leaves.dense(weight), inputs.dtype)
-        steps = jnp.clip(inputs.astype(jnp.float32) / scale, GRID.low, GRID.high)
+        steps = jnp.clip(inputs.astype(jnp.float32) * (1 / scale), GRID.low, GRID.high)
         levels = straight(steps, jnp.round(steps)).astype(inputs.dtype)
         whole, step = multiples(jax.lax.stop_gradient(values), summed(site, values.ndim))
-        sums = site.multiply(levels, straight(values / step, whole)).astype(jnp.float32)
+        rescaled = (values * (1 / step)).astype(values.dtype)
+        sums = site.multiply(levels, straight(rescaled, whole)).astype(jnp.float32)
         return (sums * outward(site, step) * scale).astype(inputs.dtype)
 
     return rule
@@ -183,9 +184,10 @@ def outward(site: Site, step: Array) -> Array:
 def multiples(values: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """(whole, step) with whole * step = values exactly, |whole| < 128, `step` of length 1 along `axes`.
 
-    Steps have few bits (`grids.steps`), so that this is a finding and no rounding. Where there is no such step it is 1
+    Steps have 16 bits (`grids.steps`), so that this is a finding and no rounding. Where there is no such step it is 1
     and `whole` are the values.
     """
+    wide, values = values.dtype, values.astype(jnp.float32)
     top = jnp.max(jnp.abs(values), axes, keepdims=True)
     likely = (127, 63, 31, 15, 7, 3, 1)  # the highest levels of so many bits
     most = jnp.asarray([*likely, *(m for m in range(126, 1, -1) if m not in likely)], top.dtype)
@@ -195,10 +197,10 @@ def multiples(values: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
     def tried(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         number, found, step = state
-        guess = top / most[number]
-        fits = jnp.all(jnp.round(values / guess) * guess == values, axes, keepdims=True) & (grids.steps(guess) == guess)
+        guess = grids.short(top / most[number])
+        fits = jnp.all(jnp.round(values / guess) * guess == values, axes, keepdims=True)
         return number + 1, found | fits, jnp.where(fits & ~found, guess, step)
 
     _, _, step = jax.lax.while_loop(missing, tried, (jnp.int32(0), top == 0, jnp.ones_like(top)))
     whole = jnp.where(step == 1, values, jnp.round(values / step))
-    return whole, step
+    return whole.astype(wide), step

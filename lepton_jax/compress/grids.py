@@ -26,7 +26,8 @@ class Grid(NamedTuple):
 
     def levels(self, values: Array, scale: Array, zero: Array | None = None) -> Array:
         """The level nearest to each value, float32; `scale` and `zero` broadcast to the values."""
-        steps = values.astype(jnp.float32) / scale
+        # XLA divides by a scalar as it likes, by its inverse or not; so that all programs agree, here by its inverse
+        steps = values.astype(jnp.float32) * (1 / scale)
         steps = steps if zero is None else steps + zero
         return self.nearest(jnp.clip(steps, self.low, self.high))
 
@@ -42,7 +43,7 @@ def symmetric(bits: int = 8) -> Grid:
     high = 2.0 ** (bits - 1) - 1
 
     def fit(low: Array, high_: Array) -> tuple[Array, None]:
-        return steps(jnp.maximum(-low, high_) / high), None
+        return steps(jnp.maximum(-low, high_) * (1 / high)), None
 
     return _whole(bits, -high, high, fit)
 
@@ -56,8 +57,8 @@ def affine(bits: int = 8) -> Grid:
     least, most = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
 
     def fit(low: Array, high: Array) -> tuple[Array, Array]:
-        scale = steps((high - low) / (most - least))
-        return scale, jnp.clip(jnp.round(least - low / scale), least, most)
+        scale = steps((high - low) * (1 / (most - least)))
+        return scale, jnp.clip(jnp.round(least - low * (1 / scale)), least, most)
 
     return _whole(bits, least, most, fit)
 
@@ -70,7 +71,7 @@ def float8() -> Grid:
     high = 448.0
 
     def fit(low: Array, high_: Array) -> tuple[Array, None]:
-        return steps(jnp.maximum(-low, high_) / high), None
+        return steps(jnp.maximum(-low, high_) * (1 / high)), None
 
     return Grid(8, -high, high, jnp.float8_e4m3fn, _nearest_float8, fit)
 
@@ -92,9 +93,13 @@ def steps(size: Array) -> Array:
     Then a level of up to 8 bits times the step is exact, and the levels can be read off the values again.
     """
     size = size.astype(jnp.float32)
-    up = jax.lax.bitcast_convert_type((jax.lax.bitcast_convert_type(size, jnp.int32) + 0xFF) & ~0xFF, jnp.float32)
     # below this products of steps would not be normal numbers
-    return jnp.where(size > 1e-30, up, jnp.float32(1))
+    return jnp.where(size > 1e-30, short(size, 0xFF), jnp.float32(1))
+
+
+def short(size: Array, added: int = 0x7F) -> Array:
+    """Positive float32 numbers of 16 significant bits, the nearest, or the next above where 0xFF is added."""
+    return jax.lax.bitcast_convert_type((jax.lax.bitcast_convert_type(size, jnp.int32) + added) & ~0xFF, jnp.float32)
 
 
 def _nearest_float8(values: Array) -> Array:

@@ -117,10 +117,12 @@ def in_rows(weight: Float[Array, "..."], blocks: tuple[int, ...]) -> Float[Array
     return weight.reshape(cut).transpose(order).reshape(int(np.prod(blocks)), -1)
 
 
-def shown(weight: Array, grid: Grid, blocks: Blocks, ranged: Range) -> Array:
+def shown(weight: Any, grid: Grid, blocks: Blocks, ranged: Range) -> Array:
     """The weight as its packed form will be, in its own dtype; its gradient is the weight's."""
-    scale, zero = fitted(jax.lax.stop_gradient(weight), grid, blocks, ranged)
-    levels = grid.levels(jax.lax.stop_gradient(weight), *spread(scale, zero, weight.shape))
+    weight = jnp.asarray(weight)
+    still = jax.lax.stop_gradient(weight)
+    scale, zero = fitted(still, grid, blocks, ranged)
+    levels = grid.levels(still, *spread(scale, zero, weight.shape))
     return straight(weight, leaves.dequantized(levels, scale, zero).astype(weight.dtype))
 
 
