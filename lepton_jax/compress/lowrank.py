@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from lepton_jax.compress import base, leaves
 from lepton_jax.compress.base import Compression
-from lepton_jax.compress.decompositions import Method, Root, svd
+from lepton_jax.compress.decompositions import Matrix, Method, Root, svd
 from lepton_jax.compress.ranks import Candidate, Rule
 from lepton_jax.errors import InputError
 from lepton_jax.types import Params
@@ -47,9 +47,7 @@ def output_error(moments: Mapping[str, Any], damping: float = 1e-4) -> Norm:
         if moment.shape != (inputs, inputs):
             problem = f"the inputs of {name} are {inputs}, and {list(moment.shape)} were measured"
             raise InputError(problem, "measure this very model")
-        values, vectors = np.linalg.eigh(moment + damping * np.trace(moment) / inputs * np.eye(inputs))
-        # float32 sums leave eigenvalues slightly below zero
-        return np.sqrt(np.clip(values, 0, None)).reshape(-1, 1) * vectors.T
+        return _root(moment + damping * np.trace(moment) / inputs * np.eye(inputs))
 
     return norm
 
@@ -107,6 +105,16 @@ def placed(params: Any, forms: Collection[set[str]], pattern: str, above: str = 
         else:
             found |= placed(value, forms, pattern, f"{name}/")
     return found
+
+
+def _root(moment: Matrix) -> Matrix:
+    """A matrix R of which R^T R is the moment."""
+    try:
+        return np.linalg.cholesky(moment).T
+    except np.linalg.LinAlgError:
+        # many times slower; float32 sums leave eigenvalues slightly below zero
+        values, vectors = np.linalg.eigh(moment)
+        return np.sqrt(np.clip(values, 0, None)).reshape(-1, 1) * vectors.T
 
 
 def _method(name: str, weight: np.ndarray, convolution: Method) -> Method:
