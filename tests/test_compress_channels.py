@@ -12,7 +12,7 @@ from flax import linen as nn
 import lepton_jax as lp
 from lepton_jax.compress import channels, evaluation, leaves, programs
 from lepton_jax.compress.dependencies import graph
-from lepton_jax.compress.shrunk import shrunk
+from lepton_jax.compress.widths import shrunk
 from lepton_jax.errors import InputError
 from lepton_jax.models import efficientnet, layers, resnet, vit, wide_resnet
 from lepton_jax.models.adapters import functions, linen

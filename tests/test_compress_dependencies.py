@@ -8,8 +8,8 @@ import pytest
 import lepton_jax as lp
 from lepton_jax.compress import channels, programs, propagation, rules
 from lepton_jax.compress.dependencies import graph
-from lepton_jax.compress.shrunk import shrunk
 from lepton_jax.compress.ties import Ties
+from lepton_jax.compress.widths import shrunk
 from lepton_jax.errors import InputError
 from lepton_jax.models import resnet
 from lepton_jax.models.adapters import functions

@@ -2,7 +2,7 @@
 
     graph = dependencies.graph(model, variables, inputs)
     kept = choose(graph, l2(graph, params), fewer_macs(graph, 0.5), multiple=8)
-    small, state = shrunk(model, kept), remove(state, kept)
+    small, state = widths.shrunk(model, kept), remove(state, kept)
 
 Scores are float64 [channels], one for each channel of the graph; higher is kept longer.
 """
