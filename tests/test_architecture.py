@@ -30,6 +30,7 @@ FLOORS = [
         "summary",
         "experiment",
         "finished",
+        "compaction",
         "several",
         "trainer",
         "export",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepton_jax as lp
-from lepton_jax.compress import audit, leaves
+from lepton_jax.compress import comparison, leaves
 from lepton_jax.compress.allocation import Cost, allocate, exhaustive, sensitivities
 from lepton_jax.errors import InputError
 
@@ -88,10 +88,10 @@ def record():
     kernel = variables["params"]["dense1"]["kernel"]
     packed = leaves.Quantized((kernel * 100).astype(jnp.int8), jnp.full((1, 1), 0.01), None, None, kernel.shape, 8)
     small = {"params": {**variables["params"], "dense1": {**variables["params"]["dense1"], "kernel": packed}}}
-    before = audit.Subject("dense", model, variables)
-    after = audit.Subject("int8", lp.compress.applied(model), small)
+    before = comparison.Subject("dense", model, variables)
+    after = comparison.Subject("int8", lp.compress.applied(model), small)
     sizes = {"dense": 100, "int8": 50}
-    return audit.audit(
+    return comparison.audit(
         before,
         after,
         inputs,
@@ -109,7 +109,7 @@ def test_an_audit_measures_both(record):
     assert record["points"] == pytest.approx(5)
     assert set(record["speed"]) == {"1", "16"}
     assert all(low <= record["speed"][n] <= high for n, (low, high) in record["quartiles"].items())
-    text = audit.table(record)
+    text = comparison.table(record)
     assert "dense" in text.splitlines()[0]
     assert "-5.00 points" in text
     assert len({len(line) for line in text.splitlines()}) == 1
@@ -126,10 +126,10 @@ def test_an_audit_measures_both(record):
 )
 def test_a_broken_budget_is_an_error(record, budget, problem):
     with pytest.raises(InputError, match=problem):
-        audit.require(record, budget)
-    audit.require(record, {"size": 2.5, "points": 6, "macs": 2, "speed": 1e-6})
+        comparison.require(record, budget)
+    comparison.require(record, {"size": 2.5, "points": 6, "macs": 2, "speed": 1e-6})
 
 
 def test_bytes_by_kind():
     leaf = leaves.Quantized(np.zeros((4, 4), np.int8), np.ones((1, 4), np.float32), None, None, (4, 4), 8)
-    assert audit.by_kind({"a": leaf, "b": np.zeros(3, np.float32)}) == {"Quantized": 32, "arrays": 12}
+    assert comparison.by_kind({"a": leaf, "b": np.zeros(3, np.float32)}) == {"Quantized": 32, "arrays": 12}
