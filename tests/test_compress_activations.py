@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepton_jax as lp
-from lepton_jax.compress import activations, base, evaluation, grids, inputs, learned, leaves, quantize
+from lepton_jax.compress import activations, base, evaluation, grids, inputs, leaves, quantize, stepsizes
 from lepton_jax.errors import InputError
 from lepton_jax.models.adapters import linen
 
@@ -90,7 +90,7 @@ COMPRESSIONS = {
     "int8": lambda: quantize.quantized(8),
     "int8 tensor": lambda: quantize.quantized(8, "tensor", "percentile"),
     "int4": lambda: quantize.quantized(4, calibration="least error"),
-    "learned": lambda: learned.learned(4),
+    "learned": lambda: stepsizes.learned(4),
     "affine": lambda: quantize.quantized(grids.affine(8)),
     "groups": lambda: quantize.quantized(8, "group"),
 }

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepton_jax as lp
-from lepton_jax.compress import base, calibrate, grids, learned, leaves, quantize
+from lepton_jax.compress import base, calibrate, grids, leaves, quantize, stepsizes
 from lepton_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_a_pruned_weight_is_quantized_and_sparse():
 
 
 def test_learned_steps_are_the_papers():
-    compression = learned.learned(4)
+    compression = stepsizes.learned(4)
     params, state = compression.init(PARAMS)
     for layer, part in PARAMS.items():
         weight = part["kernel"]
@@ -262,7 +262,7 @@ def test_learned_steps_are_the_papers():
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 12])
 def test_the_gradients_of_learned_steps(granularity):
     weight, towards = normal(24, 4), normal(24, 4)
-    compression = learned.learned(2, granularity)
+    compression = stepsizes.learned(2, granularity)
     params, state = compression.init({"kernel": weight})
     part = params["kernel"]
     found = jax.vjp(lambda params: compression.view(params, state), params)[1]({"kernel": towards})[0]["kernel"]
@@ -282,7 +282,7 @@ def test_the_gradients_of_learned_steps(granularity):
 
 def test_learned_steps_fit_a_weight_better_in_time():
     weight = jnp.asarray(normal(32, 4))
-    compression = learned.learned(3)
+    compression = stepsizes.learned(3)
     params, state = compression.init({"kernel": weight})
 
     def loss(params):
@@ -299,7 +299,7 @@ def test_learned_steps_fit_a_weight_better_in_time():
 
 def test_learned_steps_of_factors():
     params = {"kernel": {"down": normal(6, 2), "up": normal(2, 5)}, "bias": normal(5)}
-    compression = learned.learned(4)
+    compression = stepsizes.learned(4)
     new, state = compression.init(params)
     assert sorted(new["kernel"]["down"]) == ["scale", "value"]
     assert compression.view(new, state)["kernel"]["up"].shape == (2, 5)
@@ -311,7 +311,9 @@ def test_learned_steps_of_factors():
 # on meshes
 
 
-@pytest.mark.parametrize("make", [lambda: quantize.quantized(8, "channel", "least error"), lambda: learned.learned(4)])
+@pytest.mark.parametrize(
+    "make", [lambda: quantize.quantized(8, "channel", "least error"), lambda: stepsizes.learned(4)]
+)
 def test_scales_are_the_same_bits_on_any_number_of_devices(make):
     compression = make()
     params, state = compression.init(PARAMS)

@@ -15,8 +15,7 @@ from lepton_jax.compress.exposure import exposed
 from lepton_jax.compress.folding import constants, folded
 from lepton_jax.compress.grids import affine
 from lepton_jax.compress.inputs import measured, second_moment
-from lepton_jax.compress.learned import learned
-from lepton_jax.compress.leaves import Factored, Quantized, Sparse, unpacked
+from lepton_jax.compress.leaves import Constant, Factored, Quantized, Sparse, unpacked
 from lepton_jax.compress.lottery import tickets
 from lepton_jax.compress.lowrank import by_factors, factorized, output_error
 from lepton_jax.compress.masks import fixed, held
@@ -27,11 +26,13 @@ from lepton_jax.compress.quantize import groups, groups_of, quantized
 from lepton_jax.compress.ranking import across, blocks, n_of_m, per_output, within
 from lepton_jax.compress.ranks import by_budget, by_energy, by_ratio, explicit
 from lepton_jax.compress.regrowth import rigl
-from lepton_jax.compress.rounding import adaround, gptq, rounded
+from lepton_jax.compress.rounding import adaround, gptq, largest_first, rounded
+from lepton_jax.compress.stepsizes import learned
 from lepton_jax.compress.widths import shrunk
 
 __all__ = [
     "Compression",
+    "Constant",
     "Factored",
     "Quantized",
     "Sparse",
@@ -77,6 +78,7 @@ __all__ = [
     "input_scales",
     "l1",
     "l2",
+    "largest_first",
     "learned",
     "lora",
     "lora_only",
