@@ -13,7 +13,7 @@ import numpy as np
 from lepton_jax import compress, data, decay, evaluate, keys, losses, models, optimizers, report, runs, schedules, train
 from lepton_jax import step as steps
 from lepton_jax.compress import activations, comparison, distill, evaluation, file, masks, programs
-from lepton_jax.errors import InputError
+from lepton_jax.errors import InputError, unknown
 from lepton_jax.finished import Finished
 from lepton_jax.gradients import plain
 from lepton_jax.report import tradeoff
@@ -21,7 +21,7 @@ from lepton_jax.types import Model, Step, TrainState, Variables
 
 FOLDER = "compressed"  # in the run's directory
 TIMED = 128  # examples in the larger of the batches that are timed
-RULES = {"floats": evaluation.multiplied, "whole numbers": activations.whole_numbers}
+RULES = ("floats", "whole numbers")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,14 @@ class Small:
     rule: str = "floats"
     kept: Mapping[str, Any] | None = None
 
-    @property
-    def runs(self) -> Model:
-        """The model that runs on the packed variables."""
-        return evaluation.applied(self.model, RULES[self.rule])
+
+def multiplied(rule: str) -> evaluation.Rule:
+    """How this machine makes products by a rule of `RULES`: whole numbers in the fastest way that gives their bits."""
+    if rule not in RULES:
+        raise unknown("rule", rule, RULES)
+    if rule == "floats":
+        return evaluation.multiplied
+    return activations.whole_in_floats if jax.default_backend() == "cpu" else activations.whole_numbers
 
 
 def images(run: Finished, batches: int = 8) -> list[Any]:
@@ -154,7 +158,7 @@ def load(path: str | pathlib.Path, model: Model | None = None) -> tuple[Model, V
     """
     packed = file.load(path)
     try:
-        model, kept, rule = model or _named(packed.about), _kept(packed.about["kept"]), RULES[packed.about["rule"]]
+        model, kept, rule = model or _named(packed.about), _kept(packed.about["kept"]), multiplied(packed.about["rule"])
     except (KeyError, TypeError, AttributeError) as error:
         problem = f"{path} does not say what model it is of: {error}"
         raise InputError(problem, "give the original model, or a file that experiments.compress wrote") from error

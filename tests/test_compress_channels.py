@@ -415,3 +415,18 @@ def test_bad_input():
     torn = {**kept, "stem/conv/kernel": (*kept["stem/conv/kernel"][:3], mask)}
     with pytest.raises(InputError, match="does not fit together"):
         shrunk(model, torn).apply(channels.remove(variables, torn), IMAGES, False, None)
+
+
+def test_enough_by_two_measures():
+    model = lp.models.build("resnet8", 10)
+    images = jnp.zeros((1, 8, 8, 1))
+    variables = model.init(jax.random.key(0), images)
+    ties = graph(model, variables, images)
+    scores = channels.l2(ties, variables["params"])
+    enough = channels.both(channels.fewer_macs(ties, 0.4), channels.fewer_numbers(ties, 0.5))
+    kept = channels.choose(ties, scores, enough)
+    small = channels.remove(variables, kept)
+    assert lp.tree.count(small) <= 0.5 * lp.tree.count(variables)
+    assert programs.macs(shrunk(model, kept), small, images) <= 0.6 * programs.macs(model, variables, images)
+    with pytest.raises(InputError, match="share 1"):
+        channels.fewer_numbers(ties, 1)

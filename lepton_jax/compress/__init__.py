@@ -1,10 +1,21 @@
 """Compression as transforms of parameter trees: prune, quantize, factorize, distill; one algebra, packed files."""
 
-from lepton_jax.compress.activations import input_scales, rounded_inputs, whole_numbers, with_inputs
+from lepton_jax.compress.activations import input_scales, rounded_inputs, whole_in_floats, whole_numbers, with_inputs
 from lepton_jax.compress.adaptation import frozen, lora, lora_only
 from lepton_jax.compress.allocation import allocate, sensitivities
 from lepton_jax.compress.base import Compression, chain, compressed, identity
-from lepton_jax.compress.channels import choose, fewer_channels, fewer_macs, l1, l2, norm_scale, remove, taylor
+from lepton_jax.compress.channels import (
+    both,
+    choose,
+    fewer_channels,
+    fewer_macs,
+    fewer_numbers,
+    l1,
+    l2,
+    norm_scale,
+    remove,
+    taylor,
+)
 from lepton_jax.compress.comparison import audit, require
 from lepton_jax.compress.decompositions import svd, tucker
 from lepton_jax.compress.densities import each, erdos_renyi, erdos_renyi_kernel, uniform
@@ -45,6 +56,7 @@ __all__ = [
     "audit",
     "beside",
     "blocks",
+    "both",
     "by_budget",
     "by_energy",
     "by_factors",
@@ -62,6 +74,7 @@ __all__ = [
     "factorized",
     "fewer_channels",
     "fewer_macs",
+    "fewer_numbers",
     "fitnet",
     "fixed",
     "folded",
@@ -111,6 +124,7 @@ __all__ = [
     "uniform",
     "unpacked",
     "wanda",
+    "whole_in_floats",
     "whole_numbers",
     "with_inputs",
     "within",

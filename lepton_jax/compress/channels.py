@@ -85,6 +85,22 @@ def fewer_macs(graph: Graph, share: float) -> Enough:
     return lambda keep: graph.macs(keep) <= (1 - share) * whole
 
 
+def fewer_numbers(graph: Graph, share: float) -> Enough:
+    """Enough is removed when at least this share of all numbers in variables is. Raises InputError outside [0, 1)."""
+    _check_share(share)
+
+    def count(keep: Bool[np.ndarray, "channels"]) -> int:
+        return sum(math.prod(int(np.count_nonzero(mask)) for mask in masks) for masks in graph.kept(keep).values())
+
+    whole = count(np.ones(graph.channels, bool))
+    return lambda keep: count(keep) <= (1 - share) * whole
+
+
+def both(first: Enough, second: Enough) -> Enough:
+    """Enough is removed when it is by either measure."""
+    return lambda keep: first(keep) and second(keep)
+
+
 def _check_share(share: float) -> None:
     if not 0 <= share < 1:
         raise InputError(f"the share {share} to remove is not in [0, 1)", "give one such as 0.5")

@@ -72,13 +72,14 @@ def multiplied(site: Site, inputs: Array, weight: Any) -> Array:
 
 
 def applied(model: Model, rule: Rule = multiplied) -> Model:
-    """The same model, with its products as `rule` has them; `params` may hold packed leaves.
+    """The same model, with its products as `rule` has them; its variables may hold packed leaves.
 
     init is the model's own.
     """
 
     def apply(variables: Any, inputs: Any, train: bool, keys: Keys | None) -> tuple[Any, Any]:
-        params, others = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        params = variables["params"]
+        others = leaves.unpacked({name: part for name, part in variables.items() if name != "params"})
         named = named_leaves(params)
         shapes = jax.tree.map(lambda leaf: jax.eval_shape(leaves.dense, leaf), params, is_leaf=leaves.is_packed)
 
@@ -86,7 +87,9 @@ def applied(model: Model, rule: Rule = multiplied) -> Model:
             return model.apply({"params": params, **others}, inputs, train, keys)
 
         traced, shape = jax.make_jaxpr(program, return_shape=True)(shapes, others, inputs, keys)
-        weights = [_Weight(name, leaf, leaves.dense(leaf).dtype) for name, leaf in named]
+        weights = [
+            _Weight(name, leaf, whole.dtype) for (name, leaf), whole in zip(named, jax.tree.leaves(shapes), strict=True)
+        ]
         outputs = evaluate(traced, [*weights, *jax.tree.leaves((others, inputs, keys))], rule)
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 

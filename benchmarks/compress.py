@@ -1,0 +1,105 @@
+"""What every recipe of experiments.compress wins and costs, over the seeds of a run.
+
+    python -m benchmarks.compress
+    python -m benchmarks.compress --runs DIR --epochs 10
+
+The first makes three runs of experiments.resnet on the digits (ResNet-8) and compresses each by every recipe; the second
+takes the runs of several seeds (`--seeds 3 --run DIR`) that are there. Accuracy is against the same seed's dense model,
+times are of calls in turn with it. The value is the share of recipes of which the means reach every bar; times count as
+those of the larger batch, batch 1 only for channels.
+"""
+
+import contextlib
+import io
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import lepton_jax as lp
+from benchmarks import record
+from experiments import compress, resnet
+
+# the least ratios, and the most points of accuracy that may be lost
+BARS: dict[str, dict[str, float]] = {
+    "w8a8": {"size": 3.8, "points": 0.2},
+    "w4": {"size": 7, "points": 1.0},
+    "w4-aware": {"size": 7, "points": 0.3},
+    "channels2x": {"macs": 2.1, "size": 2, "speed1": 1.3, "speed128": 1.6, "points": 0.3},
+    "prune80": {"size": 3.3, "points": 0.3},
+    "prune90": {"size": 6, "points": 0.8},
+    "lowrank": {"size": 2, "speed128": 1.5, "points": 0.5},
+    "compose": {"size": 8, "speed128": 1.5, "points": 0.5},
+    "prune80-int8": {"size": 9, "points": 0.5},
+}
+
+
+def made(runs: pathlib.Path, recipe: str, epochs: float, learning_rate: float) -> list[dict[str, Any]]:
+    """The audits of a recipe on every run in a directory."""
+    found = []
+    for directory in sorted(runs.glob("seed-*")):
+        run = lp.finished.load(str(directory), compress.EXPERIMENTS)
+        with contextlib.redirect_stdout(io.StringIO()):
+            small = compress.RECIPES[recipe](compress.Job(run, epochs, learning_rate))
+        found.append(lp.compaction.shipped(run, small, recipe))
+    return found
+
+
+def figures(audits: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """{figure: its value in every audit}."""
+    found = {name: np.array([audit[name] for audit in audits]) for name in ("size", "macs", "points")}
+    return found | {f"speed{n}": np.array([audit["speed"][n] for audit in audits]) for n in audits[0]["speed"]}
+
+
+def broken(found: Mapping[str, np.ndarray], bars: Mapping[str, float]) -> list[str]:
+    """The figures whose means miss their bars."""
+    means = {name: float(np.mean(found[name])) for name in bars}
+    return [name for name, bar in bars.items() if (means[name] > bar if name == "points" else means[name] < bar)]
+
+
+def told(recipe: str, audits: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """A row of the table: means, for accuracy with the sample deviation."""
+    found = figures(audits)
+    loss, spread = found["points"], float(np.std(found["points"], ddof=1)) if len(audits) > 1 else 0.0
+    ratios = [f"{np.mean(found[name]):.2f}x" for name in ("size", "macs", "speed1", "speed128")]
+    accuracy = np.mean([audit["after"]["accuracy"] for audit in audits])
+    missed = ", ".join(broken(found, BARS[recipe])) or "none"
+    return [recipe, *ratios, f"{accuracy:.4f}", f"{-np.mean(loss):+.2f} ± {spread:.2f}", missed]
+
+
+def digits(directory: pathlib.Path) -> pathlib.Path:
+    """Three runs of the main job."""
+    arguments = ["--seeds", "3", "--run", str(directory / "digits")]
+    with contextlib.redirect_stdout(io.StringIO()):
+        lp.cli.outcome(resnet.main, resnet.Config, resnet.PRESETS, arguments)
+    return directory / "digits"
+
+
+def main(
+    runs: str | None = None, epochs: float = 30, learning_rate: float = 0.02, recipes: tuple[str, ...] = tuple(BARS)
+) -> None:
+    """Compress every run by every recipe.
+
+    Args:
+        runs: A directory of runs of several seeds; by default they are made, on the digits.
+        epochs: Passes over the training data in recipes that tune.
+        learning_rate: The highest while tuning.
+        recipes: Which.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        directory = pathlib.Path(runs) if runs else digits(pathlib.Path(place))
+        rows, held = [], []
+        for recipe in recipes:
+            audits = made(directory, recipe, epochs, learning_rate)
+            rows.append(told(recipe, audits))
+            held.append(not broken(figures(audits), BARS[recipe]))
+            print(*rows[-1], flush=True)
+    head = ["recipe", "size", "MACs", "batch 1", "batch 128", "accuracy", "points", "misses"]
+    value = float(np.mean(held))
+    record.tell("compress", head, rows, value, 1.0, value == 1.0)
+
+
+if __name__ == "__main__":
+    lp.cli.command(main)
