@@ -3,6 +3,7 @@ from . import checkpoint as checkpoint
 from . import cli as cli
 from . import compaction as compaction
 from . import compress as compress
+from . import compressions as compressions
 from . import config as config
 from . import data as data
 from . import decay as decay

@@ -31,6 +31,7 @@ FLOORS = [
         "experiment",
         "finished",
         "compaction",
+        "compressions",
         "several",
         "trainer",
         "export",

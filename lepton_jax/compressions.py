@@ -1,0 +1,151 @@
+"""The recipes of experiments.compress: what is made of a finished run, and how it is shipped."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lepton_jax import compaction, compress, tree
+from lepton_jax.compaction import Small
+from lepton_jax.compress import base
+from lepton_jax.finished import Finished
+from lepton_jax.types import Variables
+
+
+class Job(NamedTuple):
+    """A finished run, and how long what is smaller is tuned."""
+
+    run: Finished
+    epochs: float
+    learning_rate: float
+
+    def tuned(self, compression: compress.Compression, small: Small) -> tuple[Variables, Any]:
+        """(variables, state) after tuning, with the run's own model as the teacher."""
+        return compaction.tuned(self.run, small.model, small.variables, compression, self.epochs, self.learning_rate)
+
+
+Make = Callable[[Job], Small]
+Ship = Callable[[Job, Small], Small]
+
+
+def dense(job: Job) -> Small:
+    """The run's model as it is."""
+    return Small(job.run.model, job.run.variables)
+
+
+def narrow(job: Job) -> Small:
+    """Fewer channels, for 2.1 times fewer multiplications and half of the parameters; tuned."""
+    run, images = job.run, compaction.images(job.run, 1)[0]
+    graph = compress.graph(run.model, run.variables, images)
+    scores = compress.l2(graph, run.variables["params"])
+    enough = compress.both(compress.fewer_macs(graph, 1 - 1 / 2.1), compress.fewer_numbers(graph, 0.51))
+    kept = compress.choose(graph, scores, enough, least=4, multiple=4)
+    small = Small(compress.shrunk(run.model, kept), compress.remove(run.variables, kept))
+    variables, _ = job.tuned(compress.identity(), small)
+    return Small(small.model, variables, kept=kept)
+
+
+def four_bits() -> compress.Compression:
+    """Weights in 4 bits, by groups of 16 inputs."""
+    return compress.quantized(4, compress.groups(16))
+
+
+def aware(job: Job) -> Small:
+    """Weights trained as what 4 bits will make of them."""
+    variables, _ = job.tuned(four_bits(), dense(job))
+    return Small(job.run.model, variables)
+
+
+def pruning(job: Job, sparsity: float) -> compress.Compression:
+    """The smallest weights, little by little over the first half of the tuning."""
+    steps = job.run.recipe.stream.steps(job.epochs)
+    every = max(1, steps // 40)
+    times = compress.gradual(0, every * max(1, steps // (2 * every)), every, first=0.5)
+    ranking = compress.within(compress.erdos_renyi(sparsity))
+    return compress.prune(compress.magnitude, ranking, times)
+
+
+def pruned(sparsity: float) -> Make:
+    """Without the smallest weights, which are zeros; tuned."""
+
+    def make(job: Job) -> Small:
+        compression = pruning(job, sparsity)
+        variables, state = job.tuned(compression, dense(job))
+        shown = compression.view(variables["params"], state)
+        return Small(job.run.model, {**variables, "params": shown})
+
+    return make
+
+
+def low_rank(job: Job) -> Small:
+    """Kernels as products of smaller ones with 0.45 of the parameters, tuned factor by factor."""
+    run, images = job.run, compaction.images(job.run)
+    moments = compress.measured(run.model, run.variables, images, compress.second_moment)
+    norm = compress.output_error(moments)
+    parts = compress.factorized(compress.by_ratio(0.45), convolution=compress.tucker, norm=norm)
+    applied = Small(compress.applied(run.model), run.variables)
+    variables, state = job.tuned(compress.by_factors(parts), applied)
+    return Small(run.model, {**variables, "params": parts.pack(variables["params"], state)})
+
+
+def as_it_is(job: Job, small: Small) -> Small:
+    """Shipped in floats."""
+    return small
+
+
+def packed(job: Job, small: Small, pack: Callable[[Variables], Any]) -> Small:
+    """Batch norms folded away, and the parameters packed."""
+    variables = compress.folded(small.model, small.variables, compaction.images(job.run, 1)[0])
+    variables = compress.constants({**variables, "params": pack(variables)})
+    return Small(small.model, variables, small.rule, small.kept)
+
+
+def integers(job: Job, small: Small) -> Small:
+    """Weights and activations in int8."""
+
+    def pack(variables: Variables) -> Any:
+        values = compress.quantized(8).pack(variables["params"], ())
+        seen = {**variables, "params": compress.unpacked(values)}
+        return compress.with_inputs(values, compress.input_scales(small.model, seen, compaction.images(job.run)))
+
+    return packed(job, Small(small.model, small.variables, "whole numbers", small.kept), pack)
+
+
+def rounded(job: Job, small: Small) -> Small:
+    """Weights in 4 bits, rounded so that the layers' outputs change least."""
+    images, groups = compaction.images(job.run), compress.groups(16)
+    return packed(job, small, lambda variables: compress.rounded(small.model, variables, images, "gptq", 4, groups))
+
+
+def nearest(job: Job, small: Small) -> Small:
+    """Weights in 4 bits, each the nearest, as they were trained."""
+    return packed(job, small, lambda variables: four_bits().pack(variables["params"], ()))
+
+
+def sparse(*behind: compress.Compression) -> Ship:
+    """Only what is not zero, and where it lies."""
+
+    def ship(job: Job, small: Small) -> Small:
+        def pack(variables: Variables) -> Any:
+            params = variables["params"]
+            names = [name for name in tree.paths(params) if name.endswith("kernel")]
+            masks = compress.fixed({name: base.at(params, name) != 0 for name in names})
+            chain = compress.chain(masks, *behind)
+            return chain.pack(*chain.init(params))
+
+        return packed(job, small, pack)
+
+    return ship
+
+
+eighty = pruned(0.8)
+RECIPES: dict[str, tuple[Make, Ship]] = {
+    "w8a8": (dense, integers),
+    "w4": (dense, rounded),
+    "w4-aware": (aware, nearest),
+    "prune80": (eighty, sparse()),
+    "prune80-int8": (eighty, sparse(compress.quantized(8))),
+    "prune90": (pruned(0.9), sparse()),
+    "channels2x": (narrow, as_it_is),
+    "lowrank": (low_rank, as_it_is),
+    "compose": (narrow, integers),
+}
+"""What is made smaller, perhaps by training, and how it is shipped."""
