@@ -129,8 +129,9 @@ def _levels_multiplied(site: Site, inputs: Array, weight: Any, product: Callable
         return multiplied(site, inputs, weight)
     if not _is_whole(site, leaf):
         return rounded_inputs({site.name: leaf.inputs})(site, inputs, weight)
-    sums = product(site, GRID.levels(inputs, leaf.inputs), leaf.values, jnp.asarray(leaf.scale, jnp.float32))
-    return (sums * leaf.inputs).astype(inputs.dtype)
+    scale, own = jnp.asarray(leaf.scale, jnp.float32), jnp.asarray(leaf.inputs, jnp.float32)
+    sums = product(site, GRID.levels(inputs, own), leaf.values, scale)
+    return (sums * own).astype(inputs.dtype)
 
 
 def _by_floats(site: Site, levels: Array, values: Array, scale: Array) -> Array:

@@ -1,0 +1,129 @@
+"""From a finished run to a packed file that runs: every recipe of experiments.compress, and what is refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lepton_jax as lp
+from experiments import compress as program
+from experiments import resnet
+from lepton_jax import cli, compaction, compressions, finished
+from lepton_jax.errors import InputError
+from lepton_jax.report import tradeoff
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A run of a ResNet-8 on a part of the digits."""
+    place = tmp_path_factory.mktemp("runs") / "run"
+    flags = ["--preset", "smoke", "--epochs", "6", "--batch-size", "64", "--examples", "400", "--run", str(place)]
+    assert cli.outcome(resnet.main, resnet.Config, resnet.PRESETS, flags) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(directory):
+    return finished.load(str(directory), program.EXPERIMENTS)
+
+
+def outputs(model, variables, run):
+    images = jnp.asarray(run.recipe.stream.batch(0)["input"])
+    return np.asarray(jax.jit(lambda variables: model.apply(variables, images, False, None)[0])(variables))
+
+
+def test_a_finished_run_is_what_its_result_says(run, directory):
+    record = json.loads((directory / "result.json").read_text())
+    assert compaction.scorer(run)(run.model, run.variables) == record["metrics"]["test/accuracy"]
+
+
+@pytest.mark.parametrize("recipe", sorted(compressions.RECIPES))
+def test_what_is_shipped_is_what_was_made(recipe, run):
+    """To rounding where nothing is rounded on purpose, and with few other answers where it is."""
+    make, ship = compressions.RECIPES[recipe]
+    job = compressions.Job(run, 0.5, 0.02)
+    small = make(job)
+    shipped = ship(job, small)
+    record = compaction.shipped(run, shipped, recipe)
+    model, variables = compaction.load(run.directory / "compressed" / f"{recipe}.lepton")
+    found = outputs(model, variables, run)
+    made = outputs(lp.compress.applied(small.model), small.variables, run)
+    if recipe in ("prune80", "prune90", "channels2x", "lowrank"):
+        np.testing.assert_allclose(found, made, atol=2e-4 * np.abs(made).max())
+    else:
+        assert np.mean(found.argmax(1) == made.argmax(1)) > 0.8
+    assert record["after"]["bytes"] <= (run.directory / "compressed" / f"{recipe}.lepton").stat().st_size
+    assert record["size"] > 1.5
+    if recipe in ("channels2x", "compose"):
+        assert record["macs"] > 2
+    if recipe.startswith("prune"):
+        packed = variables["params"]["stage3"]["block0"]["conv2"]["kernel"]
+        kept = int(packed.places().sum())
+        assert 0.05 < kept / packed.places().size < 0.3
+
+
+def called(*arguments):
+    return cli.guarded(lambda: cli.call(program.main, arguments=[str(argument) for argument in arguments]))
+
+
+def test_the_command_leaves_model_audit_and_report(directory, capsys):
+    assert called("--run", directory, "--recipe", "w8a8", "--size", "3", "--points", "60") == 0
+    said = capsys.readouterr().out
+    place = directory / "compressed"
+    assert "bytes in the file" in said
+    assert str(place / "report.html") in said
+    audit = json.loads((place / "w8a8.json").read_text())
+    assert audit["size"] > 3
+    page = (place / "report.html").read_text()
+    assert "w8a8" in page
+    assert all(line.split(":")[0] in page for line in tradeoff.NOT_SAID)
+
+
+def test_a_broken_budget_fails_after_the_audit_is_written(directory, capsys):
+    assert called("--run", directory, "--recipe", "w8a8", "--size", "30") == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 2
+    assert "size is" in error[0]
+    assert (directory / "compressed" / "w8a8.json").exists()
+
+
+def test_what_cannot_be_compressed(directory, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(directory, broken)
+    (broken / "result.json").unlink()
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "experiment": "resnets"}))
+    changed = tmp_path / "changed"
+    shutil.copytree(directory, changed)
+    config["config"]["examples"] = 300
+    (changed / "config.json").write_text(json.dumps(config))
+    for arguments, problem in {
+        ("--run", tmp_path / "absent"): "is not a run directory",
+        ("--run", broken): "is not complete",
+        ("--run", other): "unknown experiment 'resnets'",
+        ("--run", changed): "was made with data",
+        ("--run", directory, "--recipe", "w8a9"): "unknown recipe 'w8a9'",
+        ("--run", directory, "--mesh", "9x"): "'9x' does not parse",
+        ("--run", directory, "--recipe", "prune80", "--epochs", "0"): "0",
+        ("--run", directory, "--recipe", "prune80", "--learning-rate", "nan"): "nan",
+    }.items():
+        assert called(*arguments) == 2, arguments
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2, lines
+        assert problem in lines[0]
+
+
+def test_a_file_that_names_no_network(run, tmp_path):
+    lp.compress.file.save(tmp_path / "m", run.variables, {"rule": "floats", "kept": {}})
+    with pytest.raises(InputError, match="does not say what model"):
+        compaction.load(tmp_path / "m")
+    model, variables = compaction.load(tmp_path / "m", run.model)
+    np.testing.assert_array_equal(outputs(model, variables, run), outputs(run.model, run.variables, run))
+    lp.compress.file.save(tmp_path / "m", run.variables, {"rule": "magic", "kept": {}})
+    with pytest.raises(InputError, match="unknown rule 'magic'"):
+        compaction.load(tmp_path / "m", run.model)
