@@ -48,6 +48,12 @@ def mixing() -> lp.augment.mixing.Mixing:
     return lp.augment.mixup_or_cutmix(CLASSES, by="example", partner="permutation")
 
 
+def pruned() -> lp.compress.Compression:
+    """Half of the weights gone at the third step, by magnitude."""
+    densities = lp.compress.uniform(0.5)
+    return lp.compress.prune(lp.compress.magnitude, lp.compress.within(densities), lp.compress.once(2))
+
+
 TECHNIQUES = {
     "plain": Technique(),
     "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
@@ -61,6 +67,10 @@ TECHNIQUES = {
     "mixed": Technique(loss=lambda loss: lp.mixed(loss, mixing()), deterministic=False, across=True),
     "mixed around": Technique(around=lambda gradient: lp.mixed(gradient, mixing()), deterministic=False),
     "sharded": Technique(around=lambda gradient: lp.sharded(gradient, 2), axes="2x1"),
+    "compressed": Technique(
+        around=lambda gradient: lp.compress.compressed(gradient, pruned()),
+        stats=lambda: {"compress": lambda params: pruned().init(params)[1]},
+    ),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "all": Technique(
         loss=lambda loss: lp.rematerialized(shifted(loss)),

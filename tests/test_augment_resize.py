@@ -39,7 +39,7 @@ def pillows(levels, size, interpolation):
 @pytest.mark.parametrize("size", [(45, 61), (20, 31), (7, 7), (90, 100), (1, 1), (60, 13)])
 def test_resize_is_pillows(interpolation, size):
     off = np.abs(np.asarray(resize(IMAGE, size, interpolation), np.int64) - pillows(LEVELS, size, interpolation))
-    assert off.max() <= (0 if interpolation == "nearest" else 1)
+    assert off.max() <= (1 if interpolation == "bicubic" else 0)
     assert (off > 0).mean() < 0.01  # where half a level decides
 
 
@@ -89,7 +89,7 @@ def test_a_resized_crop_is_pillows_crop_and_resize(interpolation, data):
     actual = np.asarray(resized_crop(IMAGE, top, left, height, width, (16, 24), interpolation), np.int64)
     off = np.abs(actual - pillows(cropped, (16, 24), interpolation)).max(axis=2)
     if interpolation != "nearest":
-        assert off.max() <= 1
+        assert off.max() <= (1 if interpolation == "bicubic" else 0)
         return
     # Pillow adds up its steps, so a place on the very edge between two pixels may go either way, and no other
     (rows, row_ties), (columns, column_ties) = nearest_places(height, 16), nearest_places(width, 24)
@@ -177,8 +177,7 @@ def test_a_drawn_window_is_resized_as_drawn(seed):
     window = transform.sample(jax.random.key(seed), IMAGE.shape)
     top, left, height, width = (int(number) for number in window)
     cropped = LEVELS[top : top + height, left : left + width]
-    off = np.asarray(CROP(window, IMAGE), np.int64) - pillows(cropped, (16, 24), "bilinear")
-    assert np.abs(off).max() <= 1
+    np.testing.assert_array_equal(CROP(window, IMAGE), pillows(cropped, (16, 24), "bilinear"))
 
 
 CROP = jax.jit(augment.random_resized_crop((16, 24)).apply)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,21 @@ from lepton_jax.augment.image import Canvas, Image, Output, product
 from lepton_jax.errors import InputError, named
 
 Places = Float[Array, "..."]
-Kernel = Callable[[Places], Places]
 Rows = Shaped[Array, "rows columns channels"]
 Resampled = Shaped[Array, "size columns channels"]
 Size = int | Sequence[int]  # the shorter side, or (height, width)
+
+
+class Kernel(NamedTuple):
+    """How much a pixel counts by its distance from the middle.
+
+    weigh: in units of the larger of both grids, 0 beyond `support`. parts: the same up to a factor in whole numbers,
+    where they can say it: distances [taps, size] and the reach of the kernel, in equal units.
+    """
+
+    weigh: Callable[[Places], Places]
+    support: int
+    parts: Callable[[Array, Array], Array] | None = None
 
 
 def triangle(x: Places) -> Places:
@@ -34,7 +46,13 @@ def cubic(x: Places) -> Places:
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
-KERNELS: dict[str, tuple[Kernel, int] | None] = {"nearest": None, "bilinear": (triangle, 1), "bicubic": (cubic, 2)}
+DIGITS = 22  # of weights, in Pillow
+
+KERNELS: dict[str, Kernel | None] = {
+    "nearest": None,
+    "bilinear": Kernel(triangle, 1, lambda distance, reach: jnp.maximum(reach - jnp.abs(distance), 0)),
+    "bicubic": Kernel(cubic, 2),
+}
 
 
 def resize(image: Image, size: Size, interpolation: str = "bilinear") -> Output:
@@ -81,9 +99,7 @@ def resized(given: Canvas, size: Size) -> Canvas:
     return height, width
 
 
-def _resample(
-    image: Rows, start: ArrayLike, length: ArrayLike, size: int, kernel: tuple[Kernel, int] | None
-) -> Resampled:
+def _resample(image: Rows, start: ArrayLike, length: ArrayLike, size: int, kernel: Kernel | None) -> Resampled:
     """`size` rows in place of the `length` rows from `start` on."""
     start, length = jnp.int32(start), jnp.int32(length)
     # The centers of the new rows: whole numbers and fractions apart, both exact.
@@ -92,21 +108,38 @@ def _resample(
         return image[start + whole]
     kind = jnp.promote_types(image.dtype, jnp.float32)
     scale: Array = jnp.asarray(length, kind) / size
-    taps, weights = _weights(part.astype(kind) / (2 * size), scale, image.shape[0] / size, *kernel)
+    taps, weights = _weights(part.astype(kind) / (2 * size), scale, image.shape[0] / size, kernel)
     rows = (start + whole)[None, :] + taps
-    weights = jnp.where((rows >= start) & (rows < start + length), weights, 0)
+    inside = (rows >= start) & (rows < start + length)
+    weights = jnp.where(inside, weights, 0)
     weights = weights / _sum(lambda weight: weight, weights)[None, :]
     rows = jnp.clip(rows, 0, image.shape[0] - 1)
     if image.dtype != jnp.uint8:
         return _sum(lambda row, weight: product(weight[:, None, None], image[row]), rows, weights).astype(image.dtype)
     # Pillow's arithmetic: 22 binary digits of the weights, and from there on whole numbers.
-    digits = jnp.round(weights * 2**22).astype(jnp.int32)
+    digits = jnp.round(weights * 2**DIGITS).astype(jnp.int32)
+    if kernel.parts:  # float32 knows 22 digits of a weight, or one less
+        parts = kernel.parts((2 * taps + 1) * size - part[None, :], 2 * jnp.maximum(length, size))
+        digits = _quotient(jnp.where(inside, parts, 0))
     total = _sum(lambda row, weight: weight[:, None, None] * image[row].astype(jnp.int32), rows, digits)
     return jnp.clip((total + 2**21) >> 22, 0, 255).astype(jnp.uint8)
 
 
+def _quotient(parts: Int[Array, "taps size"]) -> Int[Array, "taps size"]:
+    """parts / (their sum over taps) in binary digits, rounded to nearest: long division, exact for sums below 2^30."""
+    total = jnp.sum(parts, axis=0, keepdims=True)
+
+    def digit(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        quotient, rest = state
+        one = 2 * rest >= total
+        return 2 * quotient + one, 2 * rest - jnp.where(one, total, 0)
+
+    quotient, rest = jax.lax.fori_loop(0, DIGITS, digit, (parts // total, parts % total))
+    return quotient + (2 * rest >= total)
+
+
 def _weights(
-    fraction: Float[Array, " size"], scale: Float[Array, ""], widest: float, weigh: Kernel, support: int
+    fraction: Float[Array, " size"], scale: Float[Array, ""], widest: float, kernel: Kernel
 ) -> tuple[Int[Array, "taps size"], Float[Array, "taps size"]]:
     """The rows that a new row is made of, counted from its center's, and their weights before normalization.
 
@@ -114,10 +147,10 @@ def _weights(
     """
     stretch = jnp.maximum(scale, 1)
     # a little further out, where no weight is: on the edge, two fused copies of this line may round to either side
-    first = jnp.floor(fraction - product(support, stretch) + (0.5 - 0.00070711))
-    steps = jnp.arange(math.ceil(2 * support * max(widest, 1)) + 1, dtype=fraction.dtype)
+    first = jnp.floor(fraction - product(kernel.support, stretch) + (0.5 - 0.00070711))
+    steps = jnp.arange(math.ceil(2 * kernel.support * max(widest, 1)) + 1, dtype=fraction.dtype)
     taps = first[None, :] + steps[:, None]
-    return taps.astype(jnp.int32), weigh((taps + 0.5 - fraction[None, :]) / stretch)
+    return taps.astype(jnp.int32), kernel.weigh((taps + 0.5 - fraction[None, :]) / stretch)
 
 
 def _sum(term: Callable[..., Array], *arrays: Array) -> Array:
