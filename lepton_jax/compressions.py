@@ -36,7 +36,7 @@ def narrow(job: Job) -> Small:
     run, images = job.run, compaction.images(job.run, 1)[0]
     graph = compress.graph(run.model, run.variables, images)
     scores = compress.l2(graph, run.variables["params"])
-    enough = compress.both(compress.fewer_macs(graph, 1 - 1 / 2.1), compress.fewer_numbers(graph, 0.51))
+    enough = compress.both(compress.fewer_macs(graph, 1 - 1 / 2.1), compress.fewer_numbers(graph, 0.52))
     kept = compress.choose(graph, scores, enough, least=4, multiple=4)
     small = Small(compress.shrunk(run.model, kept), compress.remove(run.variables, kept))
     variables, _ = job.tuned(compress.identity(), small)

@@ -106,7 +106,7 @@ def table(record: Mapping[str, Any]) -> str:
         low, high = record["quartiles"][n]
         rows.append([f"ms, batch {n}", *times, f"{ratio:.2f}x ({low:.2f}-{high:.2f})"])
     scores = [f"{record[which]['accuracy']:.4f}" for which in ("before", "after")]
-    rows.append(["accuracy", *scores, f"{-record['points']:+.2f} points"])
+    rows.append(["accuracy", *scores, f"{0.0 - record['points']:+.2f} points"])
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         f"{row[0]:<{widths[0]}}  "

@@ -8,6 +8,7 @@ from lepton_jax import runs
 from lepton_jax.report import chart
 from lepton_jax.report.document import document, table
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 NOT_SAID = (
     "Masks are not speed: a product with zeros takes as long as one without, and a sparse file is unpacked to run.",
     "Weights in 4 bits, and in 8 bits without activations, are size only: on a CPU they are unpacked to be multiplied.",
@@ -25,16 +26,22 @@ def write(directory: pathlib.Path, title: str, audits: Mapping[str, Mapping[str,
 
 def page(title: str, audits: Mapping[str, Mapping[str, Any]], machine: str) -> str:
     """The page as HTML."""
-    dense = next(iter(audits.values()))["before"]
-    points = {"dense": [(dense["bytes"] / 1000, 100 * dense["accuracy"])]}
-    points |= {name: [(one["after"]["bytes"] / 1000, 100 * one["after"]["accuracy"])] for name, one in audits.items()}
-    picture = chart.lines(points, "kB in the file", ends=list(points))
     sections = [
-        ("Accuracy in percent against size", picture),
+        ("Accuracy against size", picture(audits)),
         ("Audits", table(head(audits), rows(audits), "numbers")),
         ("What these numbers do not say", "".join(f"<p>{line}</p>" for line in NOT_SAID)),
     ]
     return document(title, title, sections, f"<p>Timed on {machine}; times are medians of calls in turn.</p>")
+
+
+def picture(audits: Mapping[str, Mapping[str, Any]]) -> str:
+    """A point for each model, marked by the letter that its row in the table has."""
+    models = [next(iter(audits.values()))["before"], *(one["after"] for one in audits.values())]
+    names = ["dense", *audits]
+    points = {name: [(one["bytes"] / 1000, 100 * one["accuracy"])] for name, one in zip(names, models, strict=True)}
+    drawn = chart.lines(points, "kB in the file", ends=LETTERS[: len(names)])
+    caption = "<figcaption>accuracy in percent</figcaption>"
+    return f'<div class="charts"><figure>{caption}{drawn}</figure><div></div></div>'
 
 
 def head(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -47,13 +54,18 @@ def head(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def rows(audits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """A row for the dense model and one for each compression."""
     first = next(iter(audits.values()))
-    found = [row("dense", first["before"], dict.fromkeys(first["speed"], ""), "", "", "")]
-    for name, one in audits.items():
+    found = [row("a  dense", first["before"], dict.fromkeys(first["speed"], ""), "", "", "")]
+    for letter, (name, one) in zip(LETTERS[1:], audits.items(), strict=False):
         speed = {n: f"{ratio:.2f}x" for n, ratio in one["speed"].items()}
         found.append(
-            row(name, one["after"], speed, f"{one['size']:.2f}x", f"{one['macs']:.2f}x", f"{-one['points']:+.2f}")
+            row(f"{letter}  {name}", one["after"], speed, f"{one['size']:.2f}x", f"{one['macs']:.2f}x", gained(one))
         )
     return found
+
+
+def gained(one: Mapping[str, Any]) -> str:
+    """Hundredths of accuracy against the dense model, of which a zero has no sign."""
+    return f"{0.0 - round(one['points'], 2):+.2f}" if round(one["points"], 2) else "0.00"
 
 
 def row(name: str, one: Mapping[str, Any], speed: Mapping[str, str], size: str, macs: str, points: str) -> list[str]:
