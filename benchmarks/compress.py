@@ -70,7 +70,7 @@ def told(recipe: str, audits: Sequence[Mapping[str, Any]]) -> list[Any]:
     ratios = [f"{np.mean(found[name]):.2f}x" for name in ("size", "macs", "speed1", "speed128")]
     accuracy = np.mean([audit["after"]["accuracy"] for audit in audits])
     missed = ", ".join(broken(found, BARS[recipe])) or "none"
-    return [recipe, *ratios, f"{accuracy:.4f}", f"{-np.mean(loss):+.2f} ± {spread:.2f}", missed]
+    return [recipe, *ratios, f"{accuracy:.4f}", f"{0.0 - np.mean(loss):+.2f} ± {spread:.2f}", missed]
 
 
 def digits(directory: pathlib.Path) -> pathlib.Path:
