@@ -1,5 +1,6 @@
 """The knapsack against trying everything, sensitivities against their definition, and what an audit says."""
 
+import itertools
 import json
 import math
 
@@ -12,13 +13,20 @@ from hypothesis import strategies as st
 
 import lepton_jax as lp
 from lepton_jax.compress import comparison, leaves
-from lepton_jax.compress.allocation import Cost, allocate, exhaustive, sensitivities
+from lepton_jax.compress.allocation import Cost, allocate, sensitivities
 from lepton_jax.errors import InputError
 
 costs = st.builds(Cost, st.integers(0, 50), st.integers(0, 9), st.integers(-8, 64).map(lambda n: n / 64))
 tables = st.dictionaries(
     st.sampled_from("abcd"), st.dictionaries(st.sampled_from("xyz"), costs, min_size=1), min_size=1
 )
+
+
+def exhaustive(choices, nbytes=math.inf, milliseconds=math.inf):
+    """The least loss within the budgets, by trying all combinations."""
+    combinations = itertools.product(*(costs.values() for costs in choices.values()))
+    sums = (tuple(map(sum, zip(*costs, strict=True))) for costs in combinations)
+    return min((loss for size, time, loss in sums if size <= nbytes and time <= milliseconds), default=math.inf)
 
 
 def spent(choices, chosen):
@@ -128,8 +136,3 @@ def test_a_broken_budget_is_an_error(record, budget, problem):
     with pytest.raises(InputError, match=problem):
         comparison.require(record, budget)
     comparison.require(record, {"size": 2.5, "points": 6, "macs": 2, "speed": 1e-6})
-
-
-def test_bytes_by_kind():
-    leaf = leaves.Quantized(np.zeros((4, 4), np.int8), np.ones((1, 4), np.float32), None, None, (4, 4), 8)
-    assert comparison.by_kind({"a": leaf, "b": np.zeros(3, np.float32)}) == {"Quantized": 32, "arrays": 12}

@@ -1,6 +1,5 @@
 """Which weight gets how many bits, what rank or which ratio: sensitivities, and a knapsack over them."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -119,10 +118,3 @@ def _cheapest(choices: Choices, limits: Sequence[float]) -> dict[str, str]:
         if sum(choices[name][label][axis] for name, label in found.items()) > limit:
             raise InputError(f"no choices found within both budgets, {limits}", "raise one of them")
     return found
-
-
-def exhaustive(choices: Choices, nbytes: float = math.inf, milliseconds: float = math.inf) -> float:
-    """The least loss by trying all combinations: what `allocate` is tested against, for few weights."""
-    combinations = itertools.product(*(costs.values() for costs in choices.values()))
-    sums = (tuple(map(sum, zip(*costs, strict=True))) for costs in combinations)
-    return min((loss for size, time, loss in sums if size <= nbytes and time <= milliseconds), default=math.inf)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lepton_jax.compress import file, leaves
+from lepton_jax.compress import file
 from lepton_jax.errors import InputError
 from lepton_jax.types import Model, Variables
 
@@ -113,12 +113,3 @@ def table(record: Mapping[str, Any]) -> str:
         + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     )
-
-
-def by_kind(variables: Variables) -> dict[str, int]:
-    """Bytes of each kind of leaf, "arrays" for those that are not packed."""
-    total: dict[str, int] = {}
-    for leaf in jax.tree.leaves(variables, is_leaf=leaves.is_packed):
-        kind = type(leaf).__name__ if leaves.is_packed(leaf) else "arrays"
-        total[kind] = total.get(kind, 0) + sum(x.nbytes for x in jax.tree.leaves(leaf))
-    return total
