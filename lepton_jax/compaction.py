@@ -52,6 +52,19 @@ def images(run: Finished, batches: int = 8) -> list[Any]:
     return [jnp.asarray(run.recipe.stream.batch(number)["input"]) for number in range(batches)]
 
 
+def training_loss(run: Finished, batches: int = 8) -> Callable[[Variables], float]:
+    """The mean loss of the run's model over the batches of `images`, in evaluation, by its variables."""
+    drawn = [run.recipe.stream.batch(number) for number in range(batches)]
+    inputs, labels = (jnp.concatenate([jnp.asarray(batch[name]) for batch in drawn]) for name in ("input", "label"))
+
+    @jax.jit
+    def mean(variables: Variables) -> Any:
+        outputs, _ = run.model.apply(variables, inputs, False, None)
+        return jnp.mean(run.recipe.criterion(outputs, labels))
+
+    return lambda variables: float(mean(variables))
+
+
 def scorer(run: Finished) -> Callable[[Model, Variables], float]:
     """Test accuracy in [0, 1] of a model on its variables."""
     dataset, config = run.recipe.dataset, run.config
