@@ -136,3 +136,20 @@ def test_a_broken_budget_is_an_error(record, budget, problem):
     with pytest.raises(InputError, match=problem):
         comparison.require(record, budget)
     comparison.require(record, {"size": 2.5, "points": 6, "macs": 2, "speed": 1e-6})
+
+
+def test_both_are_timed_on_one_device():
+    """A model that lies on a mesh is not computed on all of it."""
+    placed = []
+
+    def apply(variables, inputs, train, keys):
+        jax.debug.inspect_array_sharding(inputs, callback=placed.append)
+        return inputs @ variables["params"]["kernel"], {}
+
+    over = lp.mesh.make("8x1")
+    kernel = jax.device_put(np.ones((4, 2), np.float32), lp.mesh.replicated(over))
+    subject = comparison.Subject("a", lp.Model(lambda key, inputs: {}, apply), {"params": {"kernel": kernel}})
+    record = comparison.audit(subject, subject, jnp.ones((8, 4)), lambda *_: 1.0, lambda *_: 1, (8,), rounds=2)
+    assert record["size"] == 1
+    assert placed
+    assert all(len(sharding.device_set) == 1 for sharding in placed)

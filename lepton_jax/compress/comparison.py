@@ -67,9 +67,10 @@ def _timed(subjects: Sequence[Subject], inputs: Any, rounds: int) -> np.ndarray:
     """Seconds of each call in turn, [rounds, subjects], after one that compiles and one that warms up."""
     calls = []
     for one in subjects:
-        variables = jax.device_put(one.variables)
+        # on one device: a model that lies whole on several would be computed on each of them
+        variables = jax.device_put(jax.device_get(one.variables), jax.devices()[0])
         forward = jax.jit(lambda variables, inputs, one=one: one.model.apply(variables, inputs, False, None)[0])
-        calls.append(partial(forward, variables, jax.device_put(inputs)))
+        calls.append(partial(forward, variables, jax.device_put(inputs, jax.devices()[0])))
     seconds = np.zeros((rounds + 2, len(calls)))
     for number in range(rounds + 2):
         for place, call in enumerate(calls):
