@@ -38,7 +38,9 @@ BARS: dict[str, dict[str, float]] = {
 def made(runs: pathlib.Path, recipes: Sequence[str], job: Mapping[str, Any], mesh: str) -> dict[str, list[Any]]:
     """{recipe: its audits on every run in a directory}; what two recipes share is trained once."""
     found: dict[str, list[Any]] = {recipe: [] for recipe in recipes}
-    for directory in sorted(runs.glob("seed-*")):
+    if not (directories := sorted(runs.glob("seed-*"))):
+        raise lp.InputError(f"--runs {runs} holds no run of a seed", "make some with --seeds 3 --run DIR")
+    for directory in directories:
         run = lp.finished.load(str(directory), compress.EXPERIMENTS, mesh)
         one, trained = lp.compressions.Job(run, **job), {}
         for recipe in recipes:
@@ -97,6 +99,8 @@ def main(
         mesh: Devices for tuning.
         recipes: Which.
     """
+    for recipe in recipes:
+        lp.errors.named("recipe", recipe, BARS)
     with tempfile.TemporaryDirectory() as place:
         directory = pathlib.Path(runs) if runs else digits(pathlib.Path(place))
         audits = made(directory, recipes, {"epochs": epochs, "learning_rate": learning_rate}, mesh)

@@ -38,15 +38,25 @@ def commit() -> str:
 
 
 def tell(
-    benchmark: str, head: Sequence[str], rows: Sequence[Sequence[Any]], value: float, bar: float, holds: bool
+    benchmark: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    value: float,
+    bar: float | None,
+    holds: bool | None,
 ) -> None:
-    """Print the rows under their head, and the JSON object."""
+    """Print the rows under their head, and the JSON object; bar and holds are None where nothing is to be reached."""
     texts = [list(map(str, head)), *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     for row in texts:
         name, *cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join([name.strip().ljust(widths[0]), *cells]).rstrip())
-    record = {"benchmark": benchmark, "value": round(value, 4), "bar": bar, "holds": bool(holds)}
+    record = {
+        "benchmark": benchmark,
+        "value": round(value, 4),
+        "bar": bar,
+        "holds": None if bar is None else bool(holds),
+    }
     print(json.dumps({**record, "machine": machine(), "commit": commit()}), flush=True)
 
 

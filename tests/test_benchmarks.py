@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import lepton_jax as lp
-from benchmarks import collectives, record
+from benchmarks import collectives, compress, record
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,19 @@ def test_the_last_line_is_the_record(capsys):
     told = json.loads(lines[-1])
     assert (told["benchmark"], told["value"], told["bar"], told["holds"]) == ("speed", 1.25, 1.0, True)
     assert set(told) == {"benchmark", "value", "bar", "holds", "machine", "commit"}
+
+
+def test_without_a_bar_nothing_holds_or_fails(capsys):
+    record.tell("cost", ["what"], [["a"]], 0.5, None, None)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["value"], told["bar"], told["holds"]) == (0.5, None, None)
+
+
+def test_compressing_no_run_is_refused(tmp_path):
+    with pytest.raises(lp.InputError, match="holds no run"):
+        compress.main(runs=str(tmp_path))
+    with pytest.raises(lp.InputError, match="unknown recipe 'w9'"):
+        compress.main(runs=str(tmp_path), recipes=("w9",))
 
 
 def test_functions_are_timed_in_turn():

@@ -111,18 +111,21 @@ def _resample(image: Rows, start: ArrayLike, length: ArrayLike, size: int, kerne
     taps, weights = _weights(part.astype(kind) / (2 * size), scale, image.shape[0] / size, kernel)
     rows = (start + whole)[None, :] + taps
     inside = (rows >= start) & (rows < start + length)
+    rows = jnp.clip(rows, 0, image.shape[0] - 1)
+    if image.dtype == jnp.uint8 and kernel.parts:  # float32 knows 22 digits of a weight, or one less
+        parts = kernel.parts((2 * taps + 1) * size - part[None, :], 2 * jnp.maximum(length, size))
+        return _in_digits(image, rows, _quotient(jnp.where(inside, parts, 0)))
     weights = jnp.where(inside, weights, 0)
     weights = weights / _sum(lambda weight: weight, weights)[None, :]
-    rows = jnp.clip(rows, 0, image.shape[0] - 1)
-    if image.dtype != jnp.uint8:
-        return _sum(lambda row, weight: product(weight[:, None, None], image[row]), rows, weights).astype(image.dtype)
-    # Pillow's arithmetic: 22 binary digits of the weights, and from there on whole numbers.
-    digits = jnp.round(weights * 2**DIGITS).astype(jnp.int32)
-    if kernel.parts:  # float32 knows 22 digits of a weight, or one less
-        parts = kernel.parts((2 * taps + 1) * size - part[None, :], 2 * jnp.maximum(length, size))
-        digits = _quotient(jnp.where(inside, parts, 0))
+    if image.dtype == jnp.uint8:
+        return _in_digits(image, rows, jnp.round(weights * 2**DIGITS).astype(jnp.int32))
+    return _sum(lambda row, weight: product(weight[:, None, None], image[row]), rows, weights).astype(image.dtype)
+
+
+def _in_digits(image: Rows, rows: Int[Array, "taps size"], digits: Int[Array, "taps size"]) -> Resampled:
+    """Weighted rows of uint8 in Pillow's arithmetic: weights of DIGITS binary digits, and whole numbers throughout."""
     total = _sum(lambda row, weight: weight[:, None, None] * image[row].astype(jnp.int32), rows, digits)
-    return jnp.clip((total + 2**21) >> 22, 0, 255).astype(jnp.uint8)
+    return jnp.clip((total + 2 ** (DIGITS - 1)) >> DIGITS, 0, 255).astype(jnp.uint8)
 
 
 def _quotient(parts: Int[Array, "taps size"]) -> Int[Array, "taps size"]:

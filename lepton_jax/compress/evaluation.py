@@ -13,40 +13,32 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import Array
 
 from lepton_jax import tree
-from lepton_jax.compress import leaves
+from lepton_jax.compress import leaves, programs
 from lepton_jax.types import Keys, Model
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
-CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "remat2",
-    "checkpoint",
-)
+CALLS = (*programs.INLINED, *programs.CUSTOM)
 
 
 class Site(NamedTuple):
-    """A product in the program. name: the weight's path, `stage1/block0/conv1/kernel`; params: of its primitive."""
+    """A product in the program. name: the weight's path, `stage1/block0/conv1/kernel`."""
 
     name: str
-    primitive: Any
-    params: dict[str, Any]
     equation: Any
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of its primitive."""
+        return self.equation.params
 
     @property
     def is_convolution(self) -> bool:
         """Whether it is a convolution; else a matrix product."""
-        return self.primitive.name == "conv_general_dilated"
+        return self.equation.primitive.name == "conv_general_dilated"
 
     def multiply(self, inputs: Array, weight: Array, **changed: Any) -> Array:
         """The product as the program has it, `changed` in its parameters."""
-        params = {**self.params, **changed}
-        with self.equation.ctx.manager:
-            return self.primitive.bind(inputs, weight, **self.primitive.get_bind_params(params))
+        return programs.bind(self.equation, (inputs, weight), **changed)[0]
 
 
 Rule = Callable[[Site, Array, Any], Array]
@@ -74,7 +66,8 @@ def multiplied(site: Site, inputs: Array, weight: Any) -> Array:
 def applied(model: Model, rule: Rule = multiplied) -> Model:
     """The same model, with its products as `rule` has them; its variables may hold packed leaves.
 
-    init is the model's own.
+    init is the model's own. A function with a derivative of its own that takes a weight is opened to find its product,
+    and then has the derivative that JAX gives it.
     """
 
     def apply(variables: Any, inputs: Any, train: bool, keys: Keys | None) -> tuple[Any, Any]:
@@ -123,18 +116,15 @@ def _results(equation: Any, operands: list[Any], rule: Rule) -> Sequence[Any]:
     primitive, params = equation.primitive, equation.params
     weighted = any(isinstance(operand, _Weight) for operand in operands)
     if primitive.name in CALLS and weighted:
-        inner = next(params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in params)
-        closed = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-        return _evaluate(closed.jaxpr, closed.consts, operands, rule)
+        inner = programs.body(equation)
+        return _evaluate(inner.jaxpr, inner.consts, operands, rule)
     if primitive.name == "convert_element_type" and weighted:
         return [operands[0]._replace(dtype=params["new_dtype"])]
     if primitive.name in PRODUCTS and isinstance(operands[1], _Weight):
-        weight, site = operands[1], Site(operands[1].name, primitive, params, equation)
+        weight, site = operands[1], Site(operands[1].name, equation)
         leaf = weight.leaf if leaves.is_packed(weight.leaf) else weight.array()
         return [rule(site, _array(operands[0]), leaf)]
-    with equation.ctx.manager:
-        made = primitive.bind(*map(_array, operands), **primitive.get_bind_params(params))
-    return made if primitive.multiple_results else [made]
+    return programs.bind(equation, list(map(_array, operands)))
 
 
 def _array(value: Any) -> Any:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
+from lepton_jax.compress import programs
 from lepton_jax.errors import InputError
 from lepton_jax.types import Keys, Model
 
@@ -51,15 +52,13 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], tag
 
 def _results(equation: Any, operands: list[Any], tag: str, blocks: list[Any]) -> Sequence[Any]:
     primitive, params = equation.primitive, equation.params
-    if any(_tags(inner, tag) for inner in _programs(params)):
+    if any(_tags(inner, tag) for inner in programs.inside(params)):
         if primitive.name not in CALLS:
             problem = f"an activation {tag!r} is tagged inside {primitive.name}, where it has no one value"
             raise InputError(problem, "tag it outside of scans, branches and checkpoints")
-        inner = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
+        inner = programs.body(equation)
         return _evaluate(inner.jaxpr, inner.consts, operands, tag, blocks)
-    with equation.ctx.manager:
-        made = primitive.bind(*operands, **primitive.get_bind_params(params))
-    results = made if primitive.multiple_results else [made]
+    results = programs.bind(equation, operands)
     if _is_tag(equation, tag):
         blocks.append(results[0])
     return results
@@ -72,16 +71,6 @@ def _is_tag(equation: Any, tag: str) -> bool:
 def _tags(jaxpr: Jaxpr, tag: str) -> bool:
     """Whether this program, or one inside it, has the tag."""
     return any(
-        _is_tag(equation, tag) or any(_tags(inner, tag) for inner in _programs(equation.params))
+        _is_tag(equation, tag) or any(_tags(inner, tag) for inner in programs.inside(equation.params))
         for equation in jaxpr.eqns
     )
-
-
-def _programs(params: dict[str, Any]) -> list[Jaxpr]:
-    """The programs among an equation's parameters."""
-    values = [each for value in params.values() for each in (value if isinstance(value, tuple | list) else (value,))]
-    return [each.jaxpr if isinstance(each, ClosedJaxpr) else each for each in values if _is_program(each)]
-
-
-def _is_program(value: Any) -> bool:
-    return isinstance(value, ClosedJaxpr | Jaxpr)

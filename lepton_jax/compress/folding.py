@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import PyTree
 
 from lepton_jax import tree
-from lepton_jax.compress import base, leaves
+from lepton_jax.compress import base, leaves, programs
 from lepton_jax.compress.evaluation import CALLS, PRODUCTS
 from lepton_jax.errors import InputError
 from lepton_jax.types import Model, Variables
@@ -128,10 +128,7 @@ def _followed(jaxpr: Jaxpr, arguments: Sequence[Any], found: _Found) -> list[Any
     for equation in jaxpr.eqns:
         operands = [value(var) for var in equation.invars]
         if equation.primitive.name in CALLS:
-            inner = next(
-                equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params
-            )
-            results = _followed(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, operands, found)
+            results = _followed(programs.body(equation).jaxpr, operands, found)
         else:
             results = [_result(equation, operands, found)] * len(equation.outvars)
         known |= dict(zip(equation.outvars, results, strict=True))

@@ -93,8 +93,7 @@ class Sparse:
         """The array that this stands for, zeros and all."""
         if isinstance(self.inner, Quantized):
             integers = scattered(self.inner.integers(), self.places())
-            zero = None if self.inner.zero is None else self.inner.zero
-            return jnp.where(self.places(), dequantized(integers, self.inner.scale, zero), 0)
+            return jnp.where(self.places(), dequantized(integers, self.inner.scale, self.inner.zero), 0)
         return scattered(self.inner, self.places())
 
 

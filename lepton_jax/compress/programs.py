@@ -15,6 +15,14 @@ INLINED = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
+def bind(equation: Any, operands: Sequence[Any], **changed: Any) -> list[Any]:
+    """The results of a program's equation for these operands, with `changed` in its primitive's parameters."""
+    primitive = equation.primitive
+    with equation.ctx.manager:
+        made = primitive.bind(*operands, **primitive.get_bind_params({**equation.params, **changed}))
+    return list(made) if primitive.multiple_results else [made]
+
+
 class Operation(NamedTuple):
     """One primitive at work. operands, results: numbers of values in the program."""
 
@@ -29,10 +37,7 @@ class Operation(NamedTuple):
 
     def bind(self, operands: Sequence[Any], **changed: Any) -> list[Any]:
         """The results for these operands, with `changed` in the primitive's parameters."""
-        primitive = self.equation.primitive
-        with self.equation.ctx.manager:
-            made = primitive.bind(*operands, **primitive.get_bind_params({**self.equation.params, **changed}))
-        return list(made) if primitive.multiple_results else [made]
+        return bind(self.equation, operands, **changed)
 
 
 class Program(NamedTuple):
@@ -109,7 +114,7 @@ def _of_equation(equation: Any) -> int:
         return math.prod(sum(dot_sizes(equation), ()))
     if name == "conv_general_dilated":
         return math.prod(sum(convolution_sizes(equation), ()))
-    inner = [_counted(jaxpr) for jaxpr in _inside(params)]
+    inner = [_counted(jaxpr) for jaxpr in inside(params)]
     if name == "while" and sum(inner):
         raise InputError("the model multiplies in a while loop, whose rounds are unknown", "use a scan or a fori_loop")
     if name == "cond":
@@ -131,7 +136,7 @@ def convolution_sizes(equation: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(equation.outvars[0].aval.shape), tuple(kernel[d] for d in others)
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
+def inside(params: dict[str, Any]) -> Iterator[Jaxpr]:
     """The programs among an equation's parameters."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
