@@ -4,11 +4,12 @@ import json
 import pathlib
 import platform
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from lepton_jax.timing import interleaved as interleaved
 
 
 def machine() -> str:
@@ -65,21 +66,6 @@ def shown(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
-
-
-def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, [rounds]: the functions in turn, A B A B ..., after one uncounted round.
-
-    Each function has to return only when its work is done.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 1):
-        for name, function in functions.items():
-            before = time.perf_counter()
-            function()
-            if number:
-                seconds[name].append(time.perf_counter() - before)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def spread(ratios: np.ndarray) -> tuple[float, str]:

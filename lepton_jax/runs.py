@@ -11,10 +11,10 @@ import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lepton_jax import files
 from lepton_jax.errors import InputError
 
 # flags under which the trajectory stays the same, so a run may go on with other values
@@ -78,10 +78,7 @@ def create(directory: pathlib.Path, record: Mapping[str, Any], nbytes: int) -> N
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(directory).free
-        if free < nbytes:
-            needs = f"the run needs up to {nbytes / 1e6:.0f} MB and {free / 1e6:.0f} MB are free"
-            raise OSError(f"disk full: {needs}")
+        files.require_room(directory, nbytes, "the run")
         if not (directory / "config.json").exists():
             write(directory / "config.json", record)
     except OSError as error:

@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
+from lepton_jax import files
 from lepton_jax import tree as trees
 from lepton_jax.errors import InputError, unknown
 from lepton_jax.models import catalog, resnet
@@ -36,17 +37,12 @@ def save(path: Path, tree: PyTree) -> None:
 
     target = pathlib.Path(path)
     arrays = _flat(tree)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        save_file(arrays, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(target)
+        with files.written(target) as part:
+            save_file(arrays, part)
     except (OSError, SafetensorError) as error:
         problem = f"weights cannot be written to {target}: {error}"
         raise InputError(problem, "name a file in a folder that exists and has room") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path, like: PyTree | None = None) -> Any:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lepton_jax"
 
 FLOORS = [
-    {"types", "tree", "keys", "errors"},
+    {"types", "tree", "keys", "errors", "files", "timing"},
     {"models", "weights", "augment", "data", "mesh", "metrics", "schedules", "optimizers", "decay"},
     {"losses", "gradients", "precision", "rematerialization"},
     {"step"},

@@ -1,14 +1,13 @@
 """What a compression has won and what it costs: bytes, multiplications, milliseconds and scores, side by side."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from lepton_jax import timing
 from lepton_jax.compress import file
 from lepton_jax.errors import InputError
 from lepton_jax.types import Model, Variables
@@ -43,18 +42,18 @@ def audit(
     sizes = {which: len(file.encoded(one.variables, {})) for which, one in subjects.items()}
     counts = {which: macs(one.model, one.variables, inputs[:1]) for which, one in subjects.items()}
     scores = {which: score(one.model, one.variables) for which, one in subjects.items()}
-    times = {str(n): _timed(list(subjects.values()), inputs[:n], rounds) for n in batches}
+    times = {str(n): _timed(subjects, inputs[:n], rounds) for n in batches}
     record: dict[str, Any] = {
         which: {
             "name": one.name,
             "bytes": sizes[which],
             "macs": counts[which],
             "accuracy": scores[which],
-            "milliseconds": {n: float(np.median(seconds[:, place])) * 1e3 for n, seconds in times.items()},
+            "milliseconds": {n: float(np.median(seconds[which])) * 1e3 for n, seconds in times.items()},
         }
-        for place, (which, one) in enumerate(subjects.items())
+        for which, one in subjects.items()
     }
-    ratios = {n: seconds[:, 0] / seconds[:, 1] for n, seconds in times.items()}
+    ratios = {n: seconds["before"] / seconds["after"] for n, seconds in times.items()}
     record["size"] = sizes["before"] / sizes["after"]
     record["macs"] = counts["before"] / counts["after"]
     record["speed"] = {n: float(np.median(ratio)) for n, ratio in ratios.items()}
@@ -63,21 +62,17 @@ def audit(
     return record
 
 
-def _timed(subjects: Sequence[Subject], inputs: Any, rounds: int) -> np.ndarray:
-    """Seconds of each call in turn, [rounds, subjects], after one that compiles and one that warms up."""
-    calls = []
-    for one in subjects:
+def _timed(subjects: Mapping[str, Subject], inputs: Any, rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each call in turn, {which: [rounds]}."""
+
+    def call(one: Subject) -> Callable[[], Any]:
         # on one device: a model that lies whole on several would be computed on each of them
-        variables = jax.device_put(jax.device_get(one.variables), jax.devices()[0])
-        forward = jax.jit(lambda variables, inputs, one=one: one.model.apply(variables, inputs, False, None)[0])
-        calls.append(partial(forward, variables, jax.device_put(inputs, jax.devices()[0])))
-    seconds = np.zeros((rounds + 2, len(calls)))
-    for number in range(rounds + 2):
-        for place, call in enumerate(calls):
-            begun = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[number, place] = time.perf_counter() - begun
-    return seconds[2:]
+        device = jax.devices()[0]
+        variables, given = jax.device_put(jax.device_get(one.variables), device), jax.device_put(inputs, device)
+        forward = jax.jit(lambda variables, inputs: one.model.apply(variables, inputs, False, None)[0])
+        return lambda: jax.block_until_ready(forward(variables, given))
+
+    return timing.interleaved({which: call(one) for which, one in subjects.items()}, rounds)
 
 
 def require(record: Mapping[str, Any], budget: Mapping[str, float]) -> None:

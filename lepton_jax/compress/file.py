@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from lepton_jax import files
 from lepton_jax.compress import leaves
 from lepton_jax.errors import InputError
 
@@ -50,19 +51,12 @@ def save(path: str | os.PathLike[str], tree: PyTree, about: Mapping[str, Any] | 
     arrays of other dtypes and where nothing can be written.
     """
     content = encoded(tree, about or {})
-    target = pathlib.Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        with files.written(pathlib.Path(path)) as part:
+            part.write_bytes(content)
     except OSError as error:
-        problem = f"the packed model cannot be written to {target}: {error.strerror}"
+        problem = f"the packed model cannot be written to {path}: {error.strerror}"
         raise InputError(problem, "name a file in a folder that exists and has room") from error
-    finally:
-        part.unlink(missing_ok=True)
     return len(content)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lepton_jax import augment, keys
+from lepton_jax import augment, files, keys
 from lepton_jax.augment import Transform
 from lepton_jax.data import npz, packed
 from lepton_jax.data.checks import check
@@ -88,10 +88,7 @@ def complete(destination: Path, nbytes: int) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(destination, error) from error
     try:
-        free = shutil.disk_usage(place).free
-        if free < nbytes:
-            needs = f"it needs up to {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
-            raise OSError(f"disk full: {needs}")
+        files.require_room(place, nbytes, "it")
         yield place
         place.rename(destination)
     except OSError as error:
