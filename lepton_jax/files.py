@@ -27,5 +27,9 @@ def require_room(place: pathlib.Path, nbytes: int, what: str) -> None:
     """Raise OSError where fewer than `nbytes` are free; `what` needs them."""
     free = shutil.disk_usage(place).free
     if free < nbytes:
-        needed, left = (f"{number / 1e6:,.1f}".removesuffix(".0") for number in (nbytes, free))
-        raise OSError(f"disk full: {what} needs up to {needed} MB and {left} MB are free")
+        raise OSError(f"disk full: {what} needs up to {_megabytes(nbytes)} and {_megabytes(free)} are free")
+
+
+def _megabytes(nbytes: int) -> str:
+    size = nbytes / 1e6
+    return f"{f'{size:,.1f}'.removesuffix('.0') if size >= 1 else f'{size:.3f}'} MB"
