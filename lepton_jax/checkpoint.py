@@ -1,28 +1,38 @@
-"""Checkpoints of a TrainState: written by Orbax, asynchronously and atomically, restored onto any mesh."""
+"""Checkpoints of a TrainState: written by Orbax, asynchronously and atomically, verified as they are restored.
 
+Beside the arrays lies a record: every leaf's dtype, shape and digest, the metrics, and what the run wants to know
+again, under a checksum of its own. A step that does not come back as it was written is set aside, and the one before
+it is taken.
+"""
+
+import contextlib
+import hashlib
+import json
 import logging
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from lepton_jax import agreement, digests, selection, tree
 from lepton_jax import mesh as meshes
-from lepton_jax import selection, tree
-from lepton_jax.errors import InputError
+from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.types import Rule, TrainState
+
+ASIDE = "quarantine"  # in the directory of the checkpoints
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the one best by the metric `best`: see `selection.score`.
 
     A step is on disk completely or not at all; a run killed during a save goes on from the step before. Of equally
-    good ones the earliest is the best.
+    good ones the earliest is the best. `aside` tells of the steps that could not be trusted, as {step: why}.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2, best: str = "accuracy"):
@@ -31,6 +41,7 @@ class Checkpoints:
 
         logging.getLogger("absl").addFilter(_of_others)
         self._best = best
+        self.aside: dict[int, str] = {}
         policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=self._rank, n=1)])
         # without best_fn Orbax keeps no metrics, and the policy then knows of no best
         options = ocp.CheckpointManagerOptions(
@@ -50,11 +61,23 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._require_room(state)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(dict(info)))
-        record = {**metrics, "step": int(state.step)}
-        try:
+        step = int(state.step)
+        metrics = {**metrics, "step": step}
+        record = {"step": step, "leaves": digests.digests(state), "metrics": metrics, "info": dict(info)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(sealed(record)))
+        with self._writing():
             # a step saved twice is the same state twice: force only avoids an error after a resume
-            self._manager.save(int(state.step), args=items, metrics=record, force=True)
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def check(self) -> None:
+        """Raise InputError where a save that is under way has failed; it costs nothing where none has."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
             raise InputError(*_unwritten(self._manager.directory, error)) from error
 
@@ -70,33 +93,83 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self._manager.latest_step()
 
+    def forget(self, after: int) -> None:
+        """Delete the steps after one, from which a run has gone back."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            for step in [step for step in self._manager.all_steps() if step > after]:
+                self._manager.delete(step)
+
     def best(self) -> int | None:
         """The step that is best by the metric, or None where no step was saved with it."""
-        step = self._manager.best_step()
-        return None if step is None or selection.score(self._metrics(step), self._best) == -math.inf else step
-
-    def _metrics(self, step: int) -> Mapping[str, float]:
-        return self._manager.metrics(step) or {}
+        judged = {}
+        for step in self._manager.all_steps():
+            with contextlib.suppress(DamagedError):
+                judged[step] = self._record(step)["metrics"]
+        scored = {step: m for step, m in judged.items() if selection.score(m, self._best) > -math.inf}
+        return max(scored, key=lambda step: self._rank(scored[step])) if scored else None
 
     def restore(self, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...] = (), step: int | None = None) -> Any:
-        """(state, info) of a step, the newest by default, laid over the mesh.
+        """(state, info) of a step, laid over the mesh; by default of the newest that comes back as it was written.
 
-        like: a state of the same tree, arrays or shapes. Raises InputError where the trees do not match.
+        like: a state of the same tree, arrays or shapes. Newer steps that are damaged are moved to quarantine/.
+        Raises InputError where the trees do not match, and DamagedError where the step, or every step, is not to be trusted.
         """
+        if step is not None:
+            return self._read(step, like, mesh, rules)
+        for newest in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._read(newest, like, mesh, rules)
+            except DamagedError as damage:
+                self._set_aside(newest, damage)
+        raise DamagedError(
+            f"no checkpoint under {self._manager.directory} is as it was written: {'; '.join(self.aside.values())}",
+            f"put a copy of one back, or begin anew in another --run; what is damaged lies in {ASIDE}/",
+        )
+
+    def _read(self, step: int, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...]) -> Any:
         import orbax.checkpoint as ocp
 
-        step = self.latest() if step is None else step
+        place, record = self._manager.directory / str(step), self._record(step)
+        require_alike(place, record["leaves"], digests.described(like))
         lie = meshes.shardings(like, mesh, rules)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, lie)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), info=ocp.args.JsonRestore())
+        state, failure = None, ""
         try:
-            found: Any = self._manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"the checkpoint {self._manager.directory / str(step)} does not fit this model and optimizer",
-                "resume with the command that started the run, or choose another --run",
-            ) from error
-        return found.state, found.info
+            found: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+            state = found.state
+        except Exception as error:  # a damaged file raises whatever its reader stumbled over
+            failure = _first_line(error)
+        if not agreement.all_of(state is not None):
+            raise DamagedError(f"{place / 'state'} cannot be read: {failure or 'in another process'}", _RESTORE)
+        there = digests.digests(state)
+        if wrong := [name for name, digest in record["leaves"].items() if there[name] != digest]:
+            count = f"{len(wrong)} of {len(there)} leaves"
+            raise DamagedError(f"{place / 'state'} does not hold {wrong[0]} as it was written ({count})", _RESTORE)
+        return state, record["info"]
+
+    def _record(self, step: int) -> dict[str, Any]:
+        """The record of a step. Raises DamagedError."""
+        import orbax.checkpoint as ocp
+
+        place = self._manager.directory / str(step) / "info"
+        try:
+            found: Any = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
+            return opened(found.info, step)
+        except Exception as error:  # as above
+            raise DamagedError(f"{place} cannot be read: {_first_line(error)}", _RESTORE) from error
+
+    def _set_aside(self, step: int, damage: DamagedError) -> None:
+        """Move a step to where it is not taken for a checkpoint."""
+        self.aside[step] = damage.problem
+        aside = self._manager.directory / ASIDE
+        if agreement.is_first():
+            aside.mkdir(exist_ok=True)
+            taken = {path.name for path in aside.iterdir()}
+            names = (f"{step}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+            (self._manager.directory / str(step)).rename(aside / next(name for name in names if name not in taken))
+        agreement.together(f"set aside {step}")
+        self._manager.reload()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -106,21 +179,58 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the last save to be on disk. Raises InputError where it could not be written."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
-        except (OSError, ValueError) as error:
-            raise InputError(*_unwritten(self._manager.directory, error)) from error
+
+
+_RESTORE = "the step before it is taken where there is one; else put a copy back"
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with a checksum of itself."""
+    return {**record, "checksum": _checksum(record)}
+
+
+def opened(found: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The record that was sealed for a step. Raises ValueError where it is another, or not as it was."""
+    record = {name: value for name, value in found.items() if name != "checksum"}
+    if found.get("checksum") != _checksum(record):
+        raise ValueError("its checksum is another")
+    if record["step"] != step:
+        raise ValueError(f"it is of step {record['step']}")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def require_alike(place: Any, leaves: Mapping[str, str], like: Mapping[str, str]) -> None:
+    """Raise InputError where a checkpoint's leaves are not of the names, dtypes and shapes of a state."""
+    kinds = {name: digest.rsplit(" ", 1)[0] for name, digest in leaves.items()}
+    if kinds == like:
+        return
+    name = min(name for name in {**kinds, **like} if kinds.get(name) != like.get(name))
+    there, here = (f"{name} as {which[name]}" if name in which else f"no {name}" for which in (kinds, like))
+    raise InputError(
+        f"the checkpoint {place} does not fit this model and optimizer: it has {there}, and they have {here}",
+        "resume with the command that started the run, or choose another --run",
+    )
 
 
 def _unwritten(directory: Any, error: Exception) -> tuple[str, str]:
-    reason = str(error).splitlines()[0]
+    reason = _first_line(error)
     if code := re.search(r"os_error_code='(\d+)'", reason):  # from tensorstore, a long line around an errno
         reason = os.strerror(int(code[1]))
     return (
         f"a checkpoint cannot be written under {directory}: {reason}",
         "free space there, then run the same command with --run to go on",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _of_others(record: logging.LogRecord) -> bool:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from lepton_jax import several
+from lepton_jax import preemption, several
 from lepton_jax.config import PRECISIONS as PRECISIONS
 from lepton_jax.config import Config as Config
 from lepton_jax.config import flag as flag
@@ -78,6 +78,7 @@ def _unknown_flag(stranger: str, config: type[C], program: str) -> InputError:
 
 def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> None:
     """Do what the command line asks for; where that fails, exit with the code of `outcome`."""
+    preemption.watch()
     if "--debug" not in sys.argv:
         # what a library's thread could not raise is behind an error that is shown, or behind none
         sys.unraisablehook = lambda _: None

@@ -102,6 +102,11 @@ class Config:
     """Epochs between checkpoints."""
     keep: int = 2
     """Checkpoints to keep, beside the best by the monitored metric."""
+    rollbacks: int = 3
+    """Where the loss stops being finite: go back to the last checkpoint and skip the batches that led there, so many
+    times before giving up."""
+    spike: float | None = None
+    """Go back, too, where a step's loss is so many times the mean of the logged row before."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -114,6 +119,10 @@ class Config:
                 f"--microbatches {self.microbatches} does not divide --batch-size {self.batch_size}",
                 f"the nearest batch that it divides is {_multiple(self.batch_size, self.microbatches)}",
             )
+        if self.rollbacks < 0:
+            raise InputError(f"--rollbacks {self.rollbacks} is negative", "0 gives up at the first loss that is lost")
+        if self.spike is not None and not self.spike > 1:
+            raise InputError(f"--spike {self.spike} is not above 1", "10 is a loss of ten times the row before")
         if self.bitwise is not None:
             self._check_shards(self.bitwise)
         if self.patience is not None and math.isinf(self.eval_every):

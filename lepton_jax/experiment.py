@@ -1,17 +1,35 @@
 """A recipe's pieces, arranged into a run: mesh, run directory, resume, screen, loop, result."""
 
 import contextlib
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, finder, keys, report, runs, selection, summary, train, tree
+from lepton_jax import (
+    agreement,
+    checkpoint,
+    data,
+    evaluate,
+    finder,
+    keys,
+    lease,
+    preemption,
+    recovery,
+    report,
+    rows,
+    runs,
+    selection,
+    summary,
+    train,
+    tree,
+)
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax.config import Config
@@ -49,29 +67,39 @@ class Clock:
 def run(recipe: Recipe, config: Config) -> Result:
     """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete.
 
-    With `--find-learning-rate`, sweep instead.
+    With `--find-learning-rate`, sweep instead. Of several processes the first one writes.
     """
     clock = Clock()
     mesh = meshes.make(config.mesh)
     if config.find_learning_rate:
         finder.require_drawing()
     state = prepared(recipe, config, mesh)
-    directory = opened(recipe, config, state)
-    with runs.writing(directory):
+    directory = pathlib.Path(agreement.shared(lambda: str(opened(recipe, config, state))))
+    with runs.writing(directory), leased(directory):
+        recipe = replace(recipe, stream=recipe.stream.part(*meshes.part(mesh)).without(recovery.skipped(directory)))
         if config.find_learning_rate:
             return swept(recipe, config, mesh, state, directory)
         return recorded(recipe, config, mesh, state, directory, clock)
 
 
+@contextlib.contextmanager
+def leased(directory: pathlib.Path) -> Iterator[None]:
+    """Hold the directory's lease, in the first of the processes that write to it. Raises InputError in all."""
+    with contextlib.ExitStack() as stack:
+        agreement.shared(lambda: stack.enter_context(lease.held(directory)))
+        yield
+
+
 def swept(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path) -> Result:
     """The learning-rate finder over the recipe; the state is the one before the first step."""
     steps = finder.RANGE[-1]
-    with report.screen(steps) as reporter:
+    with report.screen(steps) if agreement.is_first() else report.Reporter() as reporter:
         reporter.say(summary.opening(summary.facts(recipe, config, mesh, state), state, directory, steps))
         found = finder.sweep(
             recipe.step, state, recipe.stream, mesh, recipe.schedule, steps, recipe.model.rules, reporter
         )
-        finder.write(directory, found)
+        if agreement.is_first():
+            finder.write(directory, found)
     reporter.say(finder.told(found))
     reporter.say(f"suggested  --learning-rate {found.suggestion:.2g}")
     reporter.say(f"files      {directory}/learning-rate.json  learning-rate.png")
@@ -92,20 +120,15 @@ def recorded(
         return evaluation.metrics
 
     with checkpoint.Checkpoints(directory / "checkpoints", config.keep, config.monitor) as checkpoints:
-        if checkpoints.latest() is not None:
-            state, info = checkpoints.restore(state, mesh, recipe.model.rules)
-            runs.rewind(directory, int(state.step))
-            clock.add(info["seconds"], finished=int(state.step) >= total or stop())
-
-        def save(state: TrainState, scores: Mapping[str, float]) -> None:
-            checkpoints.save(state, {"seconds": clock.seconds()}, scores)
-
+        state, begun = resumed(recipe, mesh, state, checkpoints)
         with reporters(directory, total, int(state.step)) as reporter:
+            clock.add(begun["seconds"], finished=int(state.step) >= total or stop())
             known = summary.facts(recipe, config, mesh, state)
             reporter.say(summary.opening(known, state, directory, int(state.step) if stop() else total))
-            if judged == "test" and (config.patience is not None or config.restore == "best"):
-                reporter.say("note       there is no validation data: chosen on the test data, scores flatter")
-            job = planned(recipe, config, mesh, reporter, scored, save, stop)
+            for said in remarks(config, judged, checkpoints):
+                reporter.say(said)
+            survival = surviving(recipe, config, mesh, directory, checkpoints, begun, clock, reporter)
+            job = planned(recipe, config, mesh, reporter, scored, stop, survival)
             state, scores = train.fit(job, state)
             ended = ending(job, config, state, stop())
             if ended["step"] < total:
@@ -120,10 +143,60 @@ def recorded(
     measured |= {f"test/{name}": value for name, value in evaluation.metrics.items()}
     choice = {"of": config.restore, "by": f"{judged}/{config.monitor}", "step": int(chosen.step)}
     record = result(recipe, config, mesh, ended, choice, measured, clock.seconds())
-    page.write(directory, told(recipe, config, directory, known, record, evaluation))
-    runs.write(directory / "result.json", record)
+    if agreement.is_first():
+        page.write(directory, told(recipe, config, directory, known, record, evaluation))
+        runs.write(directory / "result.json", record)
     reporter.say(summary.closing(recipe, directory, evaluation, record))
     return Result(chosen, record["metrics"], directory)
+
+
+def resumed(
+    recipe: Recipe, mesh: Mesh, state: TrainState, checkpoints: checkpoint.Checkpoints
+) -> tuple[TrainState, dict[str, Any]]:
+    """(state, what its checkpoint says) of the newest checkpoint that can be trusted, or the beginning."""
+    if checkpoints.latest() is None:
+        return state, {"seconds": 0.0, "window": []}
+    return checkpoints.restore(state, mesh, recipe.model.rules)
+
+
+def remarks(config: Config, judged: str, checkpoints: checkpoint.Checkpoints) -> Iterator[str]:
+    """What a person should know before the run goes on."""
+    for damage in checkpoints.aside.values():
+        yield f"note       set aside: {damage}"
+    if judged == "test" and (config.patience is not None or config.restore == "best"):
+        yield "note       there is no validation data: chosen on the test data, scores flatter"
+
+
+def surviving(
+    recipe: Recipe,
+    config: Config,
+    mesh: Mesh,
+    directory: pathlib.Path,
+    checkpoints: checkpoint.Checkpoints,
+    begun: Mapping[str, Any],
+    clock: Clock,
+    reporter: report.Reporter,
+) -> train.Survival:
+    """Checkpoints, leaving when asked to, and going back from a loss that cannot be."""
+
+    def save(state: TrainState, scores: Mapping[str, float], window: rows.Window) -> None:
+        checkpoints.save(state, {"seconds": clock.seconds(), "window": rows.written(window)}, scores)
+
+    def first() -> TrainState:
+        return prepared(recipe, config, mesh)
+
+    spike = math.inf if config.spike is None else config.spike
+    return train.Survival(
+        save=save,
+        check=checkpoints.check,
+        leave=preemption.is_asked,
+        recover=recovery.recovering(
+            directory, checkpoints, recipe.stream, first, mesh, recipe.model.rules, config.rollbacks, reporter
+        ),
+        spike=spike,
+        begun=rows.read(begun["window"]),
+        last=agreement.shared(lambda: recovery.last_loss(directory)),
+    )
 
 
 def judged_on(recipe: Recipe) -> str:
@@ -137,7 +210,7 @@ def stopping(directory: pathlib.Path, config: Config, judged: str) -> Callable[[
     if patience is None:
         return lambda: False
     name = f"{judged}/{config.monitor}"
-    return lambda: selection.stalled(runs.rows(directory), name, patience, config.eval_every)
+    return lambda: agreement.shared(lambda: selection.stalled(runs.rows(directory), name, patience, config.eval_every))
 
 
 def ending(job: train.Job, config: Config, state: TrainState, early: bool) -> dict[str, Any]:
@@ -217,13 +290,13 @@ def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState
         source = recipe.dataset.splits[split]
         size = evaluate.batch_size_for(mesh, min(config.eval_batch_size, len(source)))
         params = state.stats.get("ema", state.params)
-        return judge(params, state.stats, data.evaluation_batches(source, size))
+        return judge(params, state.stats, data.evaluation_batches(source, size, shard=meshes.part(mesh)))
 
     return assess
 
 
 def planned(
-    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, save: Any, stop: Any
+    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, stop: Any, survival: Any
 ) -> train.Job:
     """The recipe as a job for the loop, with the learning rate among the metrics."""
     return train.Job(
@@ -240,15 +313,16 @@ def planned(
         evaluate=assess,
         judged_on=judged_on(recipe),
         stop=stop,
-        save=save,
+        survival=survival,
         reporter=reporter,
     )
 
 
 def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter:
-    """The screen, metrics.jsonl and TensorBoard, going on after `step`."""
-    runs.rewind(directory, step)
-    return report.Together([report.screen(total), report.Journal(directory), report.Events(directory, step)])
+    """The screen, metrics.jsonl and TensorBoard, going on after `step`; of several processes the first one's."""
+    if not agreement.is_first():
+        return report.Reporter()
+    return report.Together([report.screen(total), report.Journal(directory, step), report.Events(directory, step)])
 
 
 def result(

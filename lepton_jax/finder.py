@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax import mesh as meshes
-from lepton_jax import report, runs, schedules, train
+from lepton_jax import report, rows, runs, schedules
 from lepton_jax import step as steps_
 from lepton_jax.data import Stream
 from lepton_jax.errors import InputError
@@ -65,16 +65,20 @@ def sweep(
     rates, losses, diverged = [], [], None
     with jax.set_mesh(mesh):
         reporter.stage("compiling")
-        compiled = steps_.compile(train.packed(step), copied, stream.batch(0), mesh, rules)
+        compiled = steps_.compile(rows.packed(step), copied, stream.batch(0), mesh, rules)
         for number in range(steps):
             copied, seen = compiled(copied, meshes.fed(stream.batch(number), mesh))
             reporter.progress(number + 1)
-            rate, loss = float(schedule(number)), train.averages([seen])["train/loss"]
+            rate, loss = float(schedule(number)), _loss(seen)
             if has_diverged([*losses, loss]):
                 diverged = rate
                 break
             rates, losses = [*rates, rate], [*losses, loss]
     return found(rates, losses, diverged)
+
+
+def _loss(seen: rows.Seen) -> float:
+    return rows.averages(seen.names, np.asarray([seen.values], np.float64))["train/loss"]
 
 
 def has_diverged(losses: Sequence[float]) -> bool:

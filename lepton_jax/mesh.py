@@ -113,6 +113,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(batch_axes(mesh) or None))
 
 
+def part(mesh: Mesh) -> tuple[int, int]:
+    """(number, of how many): which of equal parts of a batch lies on this process's devices.
+
+    Processes that split a model and not a batch hold the same part.
+    """
+    shards = batch_shards(mesh)
+    rows = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+    first = min(index[0].start or 0 for index in rows if index)
+    last = max(shards if index[0].stop is None else index[0].stop for index in rows if index)
+    return first // (last - first), shards // (last - first)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, P())

@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from lepton_jax import files
 from lepton_jax.errors import InputError
 
 # flags under which the trajectory stays the same, so a run may go on with other values
-NEUTRAL = {"run", "mesh", "preset", "data_dir", "eval_batch_size", "keep", "debug"}
+NEUTRAL = {"run", "mesh", "preset", "data_dir", "eval_batch_size", "keep", "rollbacks", "debug"}
 
 
 def fresh(experiment: str, root: str = "runs") -> pathlib.Path:
@@ -109,15 +108,8 @@ def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 def replace(path: pathlib.Path, content: str | bytes) -> None:
     """A file, complete or as it was before."""
-    part = path.with_name(path.name + ".part")
-    try:
-        if isinstance(content, bytes):
-            part.write_bytes(content)
-        else:
-            part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with files.written(path) as part:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def strict(record: Any) -> Any:

@@ -4,29 +4,46 @@ The loop dispatches first and looks later: numbers are fetched a log interval af
 device never waits for the host to print.
 """
 
-import collections
 import contextlib
-import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps_
 from lepton_jax.data import Stream
-from lepton_jax.errors import InputError
+from lepton_jax.errors import InputError, PreemptedError
 from lepton_jax.report import Reporter
+from lepton_jax.rows import Diverged, Log, Seen, Window, packed
 from lepton_jax.selection import exact
 from lepton_jax.types import Batch, Rule, Step, TrainState
 
-AHEAD = 8  # steps that may be under way before the host waits for the oldest
+Save = Callable[[TrainState, Mapping[str, float], Window], None]  # the window: what the next row has seen so far
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What a run does about what may befall it.
+
+    save: keeps a state, its evaluation, and the row that has begun. check: raises where a save has failed; called with
+    every row. leave: whether to save this step and leave; asked at every step, and in every process the same. recover:
+    the batches, the state and the last row's loss to go on with after a loss that cannot be. spike: a loss of so many
+    times the mean of the row before cannot be. begun, last: what an earlier life has seen of the first row, and the
+    loss of its last row.
+    """
+
+    save: Save | None = None
+    check: Callable[[], None] = lambda: None
+    leave: Callable[[int], bool] = lambda step: False
+    recover: Callable[[Diverged], tuple[Stream, TrainState, float]] | None = None
+    spike: float = math.inf
+    begun: Window = ()
+    last: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class Job:
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
     judged_on: str = "test"  # the name of the data that `evaluate` sees
     stop: Callable[[], bool] = lambda: False  # asked after each evaluation, and before the first step
-    save: Callable[[TrainState, Mapping[str, float]], None] | None = None
+    survival: Survival = field(default_factory=Survival)
     reporter: Reporter = field(default_factory=Reporter)
 
     def epoch(self, number: int) -> float:
@@ -65,27 +82,48 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     """Train from `state` to `job.steps`, or until an evaluation after which `job.stop` says so.
 
     Returns the final state and its evaluation. The state is laid over the mesh first, and its buffers are given
-    away. Raises InputError where the loss stops being finite.
+    away. Raises InputError where the loss stops being finite and nothing recovers it, and PreemptedError where the run is
+    asked to leave.
     """
-    state = steps_.place(state, job.mesh, job.rules)
-    scores, log = {}, Log(job)
-    with contextlib.closing(updates(job, state, log)) as numbered:
+    program = compiling(job)
+    while True:
+        try:
+            return _fitted(job, steps_.place(state, job.mesh, job.rules), program)
+        except Diverged as lost:
+            if job.survival.recover is None:
+                raise InputError(lost.problem, lost.remedy) from lost
+            job.reporter.stage("recovering")
+            stream, state, last = job.survival.recover(lost)
+            job.reporter.rewind(int(state.step))
+            job = replace(job, stream=stream, survival=replace(job.survival, begun=(), last=last))
+
+
+def _fitted(job: Job, state: TrainState, program: "Program") -> tuple[TrainState, dict[str, float]]:
+    scores, survival = {}, job.survival
+    log = Log(job.reporter, job.epoch, job.stream.batch_size, survival.begun, survival.spike, survival.last)
+    with contextlib.closing(updates(job, state, log, program)) as numbered:
         for number, latest, seen in numbered:
             state = latest
             log.add(seen)
             evaluates, saves = job.due(number, job.eval_every), job.due(number, job.checkpoint_every)
+            leaves = survival.leave(number) and number < job.steps
             if evaluates or saves:
                 log.catch_up(number)  # what is evaluated or saved has been seen to be finite
             elif number % job.log_every == 0:
                 log.close_window(number)
+                survival.check()
             if evaluates:
                 scores = evaluated(job, state, number)
             stops = evaluates and job.stop()
-            if (saves or stops) and job.save:
+            if (saves or stops or leaves) and survival.save:
+                window = log.settled(number)
+                job.reporter.stage("saving")
                 job.reporter.sync()
-                job.save(state, scores if evaluates else {})  # an older state's scores are not this one's
+                survival.save(state, scores if evaluates else {}, window)  # an older state's scores are not this one's
             if stops:
                 break
+            if leaves:
+                raise PreemptedError(f"saved at step {number}; the same command goes on from there")
             if evaluates or saves:
                 log.start_clock()
     if not scores and job.evaluate:  # there was nothing left to train, and its last row is written
@@ -94,36 +132,32 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     return state, scores
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names"])
-@dataclass(frozen=True)
-class Seen:
-    """The metrics of a step as one array: to launch and to fetch it costs a tenth of what its scalars would."""
-
-    names: tuple[str, ...]
-    values: Any  # [metrics, 2]: total and weight of each
+Program = Callable[[TrainState, Batch], Callable[[TrainState, Batch], tuple[TrainState, Seen]]]
 
 
-def packed(step: Step) -> Callable[[TrainState, Batch], tuple[TrainState, Seen]]:
-    """The same step, with its metrics in one array."""
+def compiling(job: Job) -> Program:
+    """(state, batch) -> the job's step, compiled at the first call for states and batches like these, and kept."""
 
-    def packed_step(state: TrainState, batch: Batch) -> tuple[TrainState, Seen]:
-        after, metrics = step(state, batch)
-        means = [jnp.stack([mean.total, mean.weight]) for mean in metrics.values()]
-        return after, Seen(tuple(metrics), jnp.stack(means))
+    compiled: list[Any] = []
 
-    return packed_step
+    def program(state: TrainState, batch: Batch) -> Callable[[TrainState, Batch], tuple[TrainState, Seen]]:
+        if not compiled:
+            job.reporter.stage("compiling")
+            before = time.perf_counter()
+            compiled.append(steps_.compile(packed(job.step), state, batch, job.mesh, job.rules))
+            job.reporter.say(f"compiled   in {time.perf_counter() - before:.1f} s")
+        return compiled[0]
+
+    return program
 
 
-def updates(job: Job, state: TrainState, log: "Log") -> Generator[tuple[int, TrainState, Seen]]:
+def updates(job: Job, state: TrainState, log: Log, program: Program) -> Generator[tuple[int, TrainState, Seen]]:
     """(step number, state, metrics) after each update; the step is compiled once, before the first."""
     start = int(state.step)
     if start >= job.steps or job.stop():
         return
     with jax.set_mesh(job.mesh):
-        job.reporter.stage("compiling")
-        before = time.perf_counter()
-        compiled = steps_.compile(packed(job.step), state, job.stream.batch(start), job.mesh, job.rules)
-        job.reporter.say(f"compiled   in {time.perf_counter() - before:.1f} s")
+        compiled = program(state, meshes.fed(job.stream.batch(start), job.mesh))
         log.start_clock()
         with contextlib.closing(job.stream.batches(start, job.steps)) as batches:
             for number, batch in enumerate(log.waited(batches), start + 1):
@@ -141,84 +175,3 @@ def evaluated(job: Job, state: TrainState, number: int) -> dict[str, float]:
     row = {"step": number, "epoch": job.epoch(number)}
     job.reporter.evaluation({**row, **{f"{job.judged_on}/{name}": value for name, value in scores.items()}})
     return scores
-
-
-class Log:
-    """Gathers the metrics of steps into rows, and reports each row when it has long been computed.
-
-    It lets at most AHEAD steps be under way, so that the host cannot run away from the device.
-    """
-
-    def __init__(self, job: Job):
-        self._job = job
-        self._window: list[Seen] = []
-        self._closed: tuple[dict[str, float], list[Seen]] | None = None
-        self._under_way: collections.deque[Seen] = collections.deque()
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Count training time from here: evaluating and saving are not training."""
-        self._since, self._waited, self._done = time.perf_counter(), 0.0, 0
-
-    def waited(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, with the time counted that the device may have waited for them."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            if self._is_idle():
-                self._waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
-    def _is_idle(self) -> bool:
-        """Whether nothing is under way; then the device was idle for some of the time just past, if not all of it."""
-        return not self._under_way or self._under_way[-1].values.is_ready()
-
-    def add(self, seen: Seen) -> None:
-        """The metrics of the next step, not yet computed perhaps."""
-        self._window.append(seen)
-        self._under_way.append(seen)
-        if len(self._under_way) > AHEAD:
-            self._finish_oldest()
-
-    def _finish_oldest(self) -> None:
-        self._under_way.popleft().values.block_until_ready()
-        self._done += 1
-
-    def close_window(self, number: int) -> None:
-        """End a row at this step, and report the row before it."""
-        self._report()
-        seconds = time.perf_counter() - self._since
-        row = {"step": number, "epoch": self._job.epoch(number), "train/input_idle": self._waited / seconds}
-        if self._done:
-            row["train/examples_per_second"] = self._done * self._job.stream.batch_size / seconds
-        self._closed, self._window = (row, self._window), []
-        self.start_clock()
-
-    def catch_up(self, number: int) -> None:
-        """Wait for all that is under way, and report it."""
-        while self._under_way:
-            self._finish_oldest()
-        self.close_window(number)
-        self._report()
-
-    def _report(self) -> None:
-        if self._closed is None:
-            return
-        row, window = self._closed
-        self._closed = None
-        row |= averages(window)
-        if not math.isfinite(row.get("train/loss", 0.0)):
-            problem = f"the loss is {row['train/loss']} at step {row['step']}"
-            raise InputError(problem, "lower --learning-rate, add --clip 1, or start with --warmup-epochs")
-        self._job.reporter.train(row)
-
-
-def averages(window: list[Seen]) -> dict[str, float]:
-    """The metrics of several steps, merged and divided once, in float64."""
-    # one by one: they are long there, and device_get would first ask for a copy of each
-    sums = np.sum([np.asarray(seen.values, np.float64) for seen in window], axis=0).tolist()
-    means = (total / weight if weight else 0.0 for total, weight in sums)
-    return {f"train/{name}": mean for name, mean in zip(window[-1].names, means, strict=True)}

@@ -138,10 +138,10 @@ class Trainer:
                 state, found = checkpoints.restore(state, self.mesh, job.rules)
                 runs.require_same(self.run, found, identity)
 
-            def save(state: TrainState, scores: Mapping[str, float]) -> None:
+            def save(state: TrainState, scores: Mapping[str, float], _: Any) -> None:
                 checkpoints.save(state, identity, scores)
 
-            return loop.fit(replace(job, save=save), state)
+            return loop.fit(replace(job, survival=loop.Survival(save, checkpoints.check)), state)
 
     def evaluate(self, examples: Any) -> dict[str, float]:
         """Loss, and for classification all that `evaluate.Evaluation.metrics` has, on (inputs, labels) or a source."""

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lepton_jax"
 
 FLOORS = [
     {"types", "tree", "keys", "errors", "files", "timing"},
-    {"models", "weights", "augment", "data", "mesh", "metrics", "schedules", "optimizers", "decay"},
+    {"models", "weights", "augment", "data", "mesh", "metrics", "schedules", "optimizers", "decay", "digests", "agreement"},
     {"losses", "gradients", "precision", "rematerialization"},
     {"step"},
     {"privacy", "federated", "compress", "explain"},
@@ -21,6 +21,10 @@ FLOORS = [
         "checkpoint",
         "report",
         "runs",
+        "rows",
+        "lease",
+        "preemption",
+        "recovery",
         "selection",
         "train",
         "config",

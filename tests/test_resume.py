@@ -197,7 +197,7 @@ def fitted(
             steps=20,
             log_every=1,
             checkpoint_every=0.8,  # every 4 steps
-            save=lambda state, scores: checkpoints.save(state, {}, scores),
+            survival=train.Survival(save=lambda state, scores, window: checkpoints.save(state, {}, scores)),
             reporter=report.Together([history, *([] if cut is None else [Cut(cut)])]),
         )
         try:

@@ -7,7 +7,7 @@ nor the mesh is part of it.
 import functools
 import math
 import threading
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from fractions import Fraction
 
 import numpy as np
@@ -37,7 +37,8 @@ class Stream:
     Position p = step * batch_size + i holds example permutation(epoch)[p % N] of epoch p // N, where N is
     the number of examples. No remainder is dropped: a batch may cross into the next epoch, and a batch larger
     than the data set wraps round. `shard` = (process, processes) reads only this process's rows of a batch. `threads`
-    read ahead; by default as many as there are processors, and none for small batches out of memory.
+    read ahead; by default as many as there are processors, and none for small batches out of memory. `skipped` are
+    batches that are left out, by number: the next one takes their step.
     Raises InputError for an empty source, a batch size below 1 or not divisible by the processes, and a seed
     outside 0..2**64-1.
     """
@@ -50,6 +51,7 @@ class Stream:
         *,
         shard: tuple[int, int] = (0, 1),
         threads: int | None = None,
+        skipped: Collection[int] = (),
     ):
         if not 0 <= seed < 2**64:
             raise InputError(f"the seed {seed} is outside 0..2**64-1", "use a seed from 0 up")
@@ -57,6 +59,7 @@ class Stream:
         self.examples = _examples(source)
         self._first, self._count = _rows(batch_size, shard)
         self.threads = _threads(source, self._count) if threads is None else threads
+        self.skipped = tuple(sorted(set(skipped)))
         # Neighboring steps share an epoch or two. Under the lock, so that threads do not all sort the same one.
         self._order = functools.lru_cache(maxsize=4)(lambda epoch: permutation(self.examples, seed, epoch))
         self._lock = threading.Lock()
@@ -70,11 +73,27 @@ class Stream:
         """The steps that `epochs` take: ceil(epochs * N / batch_size), not epochs * steps_per_epoch."""
         return math.ceil(Fraction(epochs).limit_denominator(10**6) * self.examples / self.batch_size)
 
+    def part(self, process: int, processes: int) -> "Stream":
+        """The same batches, of each the rows that one of so many processes holds."""
+        shard = (process, processes)
+        return Stream(self.source, self.batch_size, self.seed, shard=shard, skipped=self.skipped)
+
+    def without(self, numbers: Collection[int]) -> "Stream":
+        """The same batches but for those of these numbers."""
+        shard, skipped = (self._first // self._count, self.batch_size // self._count), {*self.skipped, *numbers}
+        return Stream(self.source, self.batch_size, self.seed, shard=shard, threads=self.threads, skipped=skipped)
+
+    def number(self, step: int) -> int:
+        """Which batch a step has: the step's own number, but for those that are skipped."""
+        for skipped in self.skipped:
+            step += skipped <= step
+        return step
+
     def indices(self, step: int) -> Int[np.ndarray, " rows"]:
         """The examples of a step, as positions in the source."""
         if step < 0:
             raise ValueError(f"step {step} is negative")
-        start, count, parts = step * self.batch_size + self._first, self._count, []
+        start, count, parts = self.number(step) * self.batch_size + self._first, self._count, []
         while count:
             epoch, offset = divmod(start, self.examples)
             with self._lock:

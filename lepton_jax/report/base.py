@@ -32,6 +32,9 @@ class Reporter:
     def sync(self) -> None:
         """A checkpoint follows: what it may rely on has to be on the disk."""
 
+    def rewind(self, step: int) -> None:
+        """The run goes back to this step: what came after it is no more."""
+
     def close(self) -> None:
         """The end of the run."""
 
@@ -72,6 +75,10 @@ class Together(Reporter):
         for reporter in self._reporters:
             reporter.sync()
 
+    def rewind(self, step: int) -> None:
+        for reporter in self._reporters:
+            reporter.rewind(step)
+
     def close(self) -> None:
         with contextlib.ExitStack() as all_of_them:  # also where one of them fails
             for reporter in self._reporters:
@@ -88,3 +95,6 @@ class History(Reporter):
         self.rows.append(dict(row))
 
     evaluation = train
+
+    def rewind(self, step: int) -> None:
+        self.rows = [row for row in self.rows if row["step"] <= step]

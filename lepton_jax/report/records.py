@@ -1,5 +1,6 @@
 """What a run leaves on disk row by row: metrics.jsonl and TensorBoard events."""
 
+import io
 import json
 import os
 import pathlib
@@ -11,10 +12,16 @@ from lepton_jax.report.base import Reporter, Row
 
 
 class Journal(Reporter):
-    """metrics.jsonl: one JSON object per row, flushed at once."""
+    """metrics.jsonl: one JSON object per row, flushed at once. `step`: where a resumed run goes on."""
 
-    def __init__(self, directory: pathlib.Path):
-        self._file = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+    def __init__(self, directory: pathlib.Path, step: int = 0):
+        self._directory, self._file = directory, io.StringIO()
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        self._file.close()
+        runs.rewind(self._directory, step)
+        self._file = (self._directory / "metrics.jsonl").open("a", encoding="utf-8")
 
     def train(self, row: Row) -> None:
         self._file.write(json.dumps(runs.strict(row), allow_nan=False) + "\n")
@@ -47,10 +54,13 @@ class Events(Reporter):
         self._event, self._summary = events.Event, summaries.Summary
         (directory / "events").mkdir(exist_ok=True)
         self._writer = EventsWriter(str(directory / "events" / "events"))
+        self._start = events.SessionLog(status=events.SessionLog.START)
         if step:
-            start = events.SessionLog(status=events.SessionLog.START)
-            self._writer.write_event(self._event(step=step + 1, session_log=start, wall_time=time.time()))
+            self.rewind(step)
         self.sync()
+
+    def rewind(self, step: int) -> None:
+        self._writer.write_event(self._event(step=step + 1, session_log=self._start, wall_time=time.time()))
 
     def train(self, row: Row) -> None:
         values = [
