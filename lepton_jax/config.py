@@ -102,6 +102,13 @@ class Config:
     """Epochs between checkpoints."""
     keep: int = 2
     """Checkpoints to keep, beside the best by the monitored metric."""
+    coordinator: str | None = None
+    """Of several processes: HOST:PORT at which process 0 listens, on this address alone. These three flags default to
+    LEPTON_COORDINATOR, LEPTON_PROCESS_ID and LEPTON_PROCESSES, and those to what Slurm, Kubernetes or Open MPI say."""
+    process_id: int | None = None
+    """Which of the processes this is, from 0."""
+    processes: int | None = None
+    """How many processes share the mesh."""
     debug: bool = False
     """Show the traceback of an error."""
 

@@ -19,6 +19,7 @@ from lepton_jax.errors import InputError
 
 # flags under which the trajectory stays the same, so a run may go on with other values
 NEUTRAL = {"run", "mesh", "preset", "data_dir", "eval_batch_size", "keep", "debug"}
+NEUTRAL |= {"coordinator", "process_id", "processes"}
 
 
 def fresh(experiment: str, root: str = "runs") -> pathlib.Path:

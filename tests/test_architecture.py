@@ -33,6 +33,8 @@ FLOORS = [
         "compaction",
         "compressions",
         "several",
+        "processes",
+        "progress",
         "trainer",
         "export",
         "serve",
