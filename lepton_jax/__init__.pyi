@@ -20,6 +20,8 @@ from . import metrics as metrics
 from . import models as models
 from . import optimizers as optimizers
 from . import precision as precision
+from . import processes as processes
+from . import progress as progress
 from . import recipe as recipe
 from . import rematerialization as rematerialization
 from . import report as report

@@ -89,6 +89,10 @@ class Checkpoints:
             full = OSError(f"the disk is full: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
             raise InputError(*_unwritten(self._manager.directory, full))
 
+    def committed(self) -> int | None:
+        """The newest step that no crash can take back; None before the first, and while one is being written."""
+        return None if self._manager.is_saving_in_progress() else self.latest()
+
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()

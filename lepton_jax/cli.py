@@ -11,14 +11,15 @@ import io
 import itertools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from lepton_jax import preemption, several
+from lepton_jax import preemption, processes, progress, several
 from lepton_jax.config import PRECISIONS as PRECISIONS
 from lepton_jax.config import Config as Config
 from lepton_jax.config import flag as flag
-from lepton_jax.errors import InputError, unknown
+from lepton_jax.errors import Exit, InputError, PreemptedError, unknown
 
 C = TypeVar("C", bound=Config)
 
@@ -82,7 +83,13 @@ def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> 
     if "--debug" not in sys.argv:
         # what a library's thread could not raise is behind an error that is shown, or behind none
         sys.unraisablehook = lambda _: None
-    if code := outcome(main, config, presets, sys.argv[1:]):
+    try:
+        code = outcome(main, config, presets, sys.argv[1:])
+    except Exception as error:
+        # shown as Python would, but left at once: a process of several would wait 300 s for its peers to end as well
+        traceback.print_exc()
+        code = error.code if isinstance(error, InputError) else Exit.INTERNAL
+    if code:
         leave(code)
 
 
@@ -136,19 +143,22 @@ def _binding(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 def guarded(action: Callable[[], Any], debug: bool = False) -> int:
     """Do it: the exit code.
 
-    0 for success, 2 for an InputError, whose two lines go to standard error, 130 for an interrupt. With
-    `debug` the exception itself is raised.
+    0 for success, 2 (or the error's own) for an InputError, whose two lines go to standard error, 75 for a run that
+    was asked to stop and has saved, 130 for an interrupt. With `debug` the error or interrupt itself is raised.
     """
     try:
         action()
+    except PreemptedError as saved:
+        print(f"preempted  {saved}", flush=True)
+        return Exit.PREEMPTED
     except (InputError, KeyboardInterrupt) as error:
         if debug:
             raise
         if isinstance(error, KeyboardInterrupt):
-            return 130
+            return Exit.INTERRUPTED
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return error.code
+    return Exit.DONE
 
 
 def _program(function: Callable[..., Any]) -> str:
@@ -157,16 +167,25 @@ def _program(function: Callable[..., Any]) -> str:
 
 
 def _before_jax(settings: Config) -> None:
+    given = {name: getattr(settings, name) for name in ("coordinator", "process_id", "processes")}
+    membership = processes.find(given, os.environ)
+    progress.dump_stacks_on_signal()
+    progress.reporter().enter("start")
     from lepton_jax import mesh
 
     # XLA's C++ log lines are not for the people who train
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if settings.mesh is not None:
-        mesh.simulate(mesh.size(mesh.parse(settings.mesh)))
+    devices = None if settings.mesh is None else mesh.size(mesh.parse(settings.mesh))
+    if membership:
+        processes.join(membership, devices)
+    elif devices:
+        mesh.simulate(devices)
 
 
 def leave(code: int) -> None:
     """Exit at once, with what was printed: threads of loaders and writers must not delay an error."""
+    if code == Exit.PREEMPTED:
+        processes.part()  # all have saved the same step and leave together
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -107,6 +107,13 @@ class Config:
     times before giving up."""
     spike: float | None = None
     """Go back, too, where a step's loss is so many times the mean of the logged row before."""
+    coordinator: str | None = None
+    """Of several processes: HOST:PORT at which process 0 listens, on this address alone. These three flags default to
+    LEPTON_COORDINATOR, LEPTON_PROCESS_ID and LEPTON_PROCESSES, and those to what Slurm, Kubernetes or Open MPI say."""
+    process_id: int | None = None
+    """Which of the processes this is, from 0."""
+    processes: int | None = None
+    """How many processes share the mesh."""
     debug: bool = False
     """Show the traceback of an error."""
 

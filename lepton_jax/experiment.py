@@ -21,6 +21,7 @@ from lepton_jax import (
     keys,
     lease,
     preemption,
+    progress,
     recovery,
     report,
     rows,
@@ -156,6 +157,7 @@ def resumed(
     """(state, what its checkpoint says) of the newest checkpoint that can be trusted, or the beginning."""
     if checkpoints.latest() is None:
         return state, {"seconds": 0.0, "window": []}
+    progress.reporter().stage("restoring")
     return checkpoints.restore(state, mesh, recipe.model.rules)
 
 
@@ -182,13 +184,18 @@ def surviving(
     def save(state: TrainState, scores: Mapping[str, float], window: rows.Window) -> None:
         checkpoints.save(state, {"seconds": clock.seconds(), "window": rows.written(window)}, scores)
 
+    def check() -> None:
+        checkpoints.check()
+        if (step := checkpoints.committed()) is not None:
+            progress.reporter().committed(step)
+
     def first() -> TrainState:
         return prepared(recipe, config, mesh)
 
     spike = math.inf if config.spike is None else config.spike
     return train.Survival(
         save=save,
-        check=checkpoints.check,
+        check=check,
         leave=preemption.is_asked,
         recover=recovery.recovering(
             directory, checkpoints, recipe.stream, first, mesh, recipe.model.rules, config.rollbacks, reporter
@@ -320,9 +327,11 @@ def planned(
 
 def reporters(directory: pathlib.Path, total: int, step: int) -> report.Reporter:
     """The screen, metrics.jsonl and TensorBoard, going on after `step`; of several processes the first one's."""
+    watched = progress.reporter()  # by a supervisor, each process by itself
     if not agreement.is_first():
-        return report.Reporter()
-    return report.Together([report.screen(total), report.Journal(directory, step), report.Events(directory, step)])
+        return watched
+    records = [report.Journal(directory, step), report.Events(directory, step)]
+    return report.Together([report.screen(total), *records, watched])
 
 
 def result(

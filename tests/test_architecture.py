@@ -37,6 +37,8 @@ FLOORS = [
         "compaction",
         "compressions",
         "several",
+        "processes",
+        "progress",
         "trainer",
         "export",
         "serve",

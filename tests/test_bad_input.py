@@ -64,6 +64,12 @@ FLAGS = {
     "--mesh 3x1": ("batch of 128 does not divide over the mesh (data 3)", "126 or 129"),
     "--mesh data=2,fsdp=4 --batch-size 36": ("(data 2 x fsdp 4)", "32 or 40"),
     "--mesh 4x1 --microbatches 4 --batch-size 8": ("4 microbatch(es)", "multiple of 16: 16"),
+    "--coordinator node1:1": ("--process-id and --processes is not known", "LEPTON_PROCESS_ID and LEPTON_PROCESSES"),
+    "--process-id 2 --processes 2 --coordinator node1:1": (
+        "--process-id 2 and --processes 2 contradict",
+        "from 0 to 1",
+    ),
+    "--process-id 0 --processes 2 --coordinator [::1]:1": ("1 device(s) cannot be split over 2 processes", "2 devices"),
     "--microbatches 3": ("--microbatches 3 does not divide --batch-size 128", "129"),
     "--bitwise 6": ("--bitwise 6 is not a power of two", "8 serves"),
     "--bitwise 8 --batch-size 36": ("does not divide --batch-size 36", "32"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from lepton_jax import cli
-from lepton_jax.errors import InputError
+from lepton_jax.errors import DamagedError, InputError, PreemptedError
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,34 @@ def test_an_interrupt_is_130_without_words(capsys):
 
     assert outcome(interrupted) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_damage_is_two_lines_and_65(capsys):
+    def fails(config):
+        raise DamagedError("no checkpoint is whole", "start anew")
+
+    assert outcome(fails) == 65
+    assert capsys.readouterr().err == "error: no checkpoint is whole\nstart anew\n"
+
+
+def test_a_run_that_was_asked_to_stop_and_has_saved_is_75(capsys):
+    def stopped(config):
+        raise PreemptedError("saved at step 12; the same command goes on")
+
+    assert outcome(stopped) == 75
+    assert capsys.readouterr().out.splitlines()[-1] == "preempted  saved at step 12; the same command goes on"
+
+
+def test_an_error_of_our_own_ends_a_process_with_70_and_its_traceback():
+    program = (
+        "import lepton_jax as lp\n"
+        "def main(config): raise ZeroDivisionError('ours')\n"
+        "lp.cli.run(main, lp.cli.Config, {'digits': lp.cli.Config()})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 70
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError: ours"
 
 
 def test_an_error_of_our_own_keeps_its_traceback():
