@@ -117,7 +117,7 @@ class Checkpoints:
         """(state, info) of a step, laid over the mesh; by default of the newest that comes back as it was written.
 
         like: a state of the same tree, arrays or shapes. Newer steps that are damaged are moved to quarantine/.
-        Raises InputError where the trees do not match, and DamagedError where the step, or every step, is not to be trusted.
+        Raises InputError where the trees do not match, and DamagedError where the step, or every step, is not good.
         """
         if step is not None:
             return self._read(step, like, mesh, rules)

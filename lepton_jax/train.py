@@ -82,8 +82,8 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     """Train from `state` to `job.steps`, or until an evaluation after which `job.stop` says so.
 
     Returns the final state and its evaluation. The state is laid over the mesh first, and its buffers are given
-    away. Raises InputError where the loss stops being finite and nothing recovers it, and PreemptedError where the run is
-    asked to leave.
+    away. Raises InputError where the loss stops being finite and nothing recovers it, and PreemptedError where the
+    run is asked to leave.
     """
     program = compiling(job)
     while True:

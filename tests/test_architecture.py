@@ -12,7 +12,19 @@ PACKAGE = ROOT / "lepton_jax"
 
 FLOORS = [
     {"types", "tree", "keys", "errors", "files", "timing"},
-    {"models", "weights", "augment", "data", "mesh", "metrics", "schedules", "optimizers", "decay", "digests", "agreement"},
+    {
+        "models",
+        "weights",
+        "augment",
+        "data",
+        "mesh",
+        "metrics",
+        "schedules",
+        "optimizers",
+        "decay",
+        "digests",
+        "agreement",
+    },
     {"losses", "gradients", "precision", "rematerialization"},
     {"step"},
     {"privacy", "federated", "compress", "explain"},
