@@ -1,8 +1,8 @@
 """Checkpoints of a TrainState: written by Orbax, asynchronously and atomically, verified as they are restored.
 
 Beside the arrays lies a record: every leaf's dtype, shape and digest, the metrics, and what the run wants to know
-again, under a checksum of its own. A step that does not come back as it was written is set aside, and the one before
-it is taken.
+again, under a checksum of its own; and, once a step is complete, a list of its files. A step that does not come back
+as it was written is set aside, and the one before it is taken.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import agreement, digests, selection, tree
+from lepton_jax import agreement, digests, manifest, selection, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.types import Rule, TrainState
@@ -37,21 +37,35 @@ class Checkpoints:
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2, best: str = "accuracy"):
         import orbax.checkpoint as ocp
-        from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
         logging.getLogger("absl").addFilter(_of_others)
-        self._best = best
+        self._keep, self._best = keep, best
+        self._metrics: dict[int, Mapping[str, float]] = {}  # by step
         self.aside: dict[int, str] = {}
-        policy = AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=self._rank, n=1)])
-        # without best_fn Orbax keeps no metrics, and the policy then knows of no best
-        options = ocp.CheckpointManagerOptions(
-            best_fn=self._rank, preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        # Orbax's own way to the best keeps the metrics in a file without a checksum
+        options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
 
-    def _rank(self, metrics: Mapping[str, float]) -> Any:
-        """What orders checkpoints, the best last: the score, and among equals the earlier step."""
-        return selection.score(metrics, self._best), -metrics["step"]
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Orbax's question before it deletes: which of these steps, the newest last, to keep."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self._keep :], self._best_of(steps)}
+        return [step in kept for step in steps]
+
+    def _best_of(self, steps: Iterable[int]) -> int | None:
+        """The best by the metric, and among equals the earliest; None where no step was saved with it."""
+        scores = {step: selection.score(self._measured(step), self._best) for step in steps}
+        known = {step: score for step, score in scores.items() if score > -math.inf}
+        return max(known, key=lambda step: (known[step], -step)) if known else None
+
+    def _measured(self, step: int) -> Mapping[str, float]:
+        """The metrics that a step was saved with; none of a step whose record is not to be trusted."""
+        if step not in self._metrics:
+            try:
+                self._metrics[step] = self._record(step)["metrics"]
+            except DamagedError:
+                self._metrics[step] = {}
+        return self._metrics[step]
 
     def save(self, state: TrainState, info: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Start writing a state, with a JSON record beside it. Returns once the arrays have left the devices.
@@ -61,18 +75,22 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._require_room(state)
+        self.check()
         step = int(state.step)
-        metrics = {**metrics, "step": step}
-        record = {"step": step, "leaves": digests.digests(state), "metrics": metrics, "info": dict(info)}
+        self._metrics[step] = dict(metrics)
+        record = {"step": step, "leaves": digests.digests(state), "metrics": dict(metrics), "info": dict(info)}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(sealed(record)))
         with self._writing():
             # a step saved twice is the same state twice: force only avoids an error after a resume
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            self._manager.save(step, args=items, force=True)
 
     def check(self) -> None:
-        """Raise InputError where a save that is under way has failed; it costs nothing where none has."""
+        """Raise InputError where a save that is under way has failed, and seal those that are complete."""
         with self._writing():
             self._manager.check_for_errors()
+            if agreement.is_first() and not self._manager.is_saving_in_progress():
+                for step in self._manager.all_steps():
+                    manifest.seal(self._manager.directory / str(step))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -106,12 +124,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step that is best by the metric, or None where no step was saved with it."""
-        judged = {}
-        for step in self._manager.all_steps():
-            with contextlib.suppress(DamagedError):
-                judged[step] = self._record(step)["metrics"]
-        scored = {step: m for step, m in judged.items() if selection.score(m, self._best) > -math.inf}
-        return max(scored, key=lambda step: self._rank(scored[step])) if scored else None
+        return self._best_of(self._manager.all_steps())
 
     def restore(self, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...] = (), step: int | None = None) -> Any:
         """(state, info) of a step, laid over the mesh; by default of the newest that comes back as it was written.
@@ -134,38 +147,45 @@ class Checkpoints:
     def _read(self, step: int, like: TrainState, mesh: Mesh, rules: tuple[Rule, ...]) -> Any:
         import orbax.checkpoint as ocp
 
-        place, record = self._manager.directory / str(step), self._record(step)
+        place = self._manager.directory / str(step)
+        if damage := agreement.shared(lambda: manifest.damage(place)):
+            raise DamagedError(damage, _RESTORE)
+        record = self._record(step)
         require_alike(place, record["leaves"], digests.described(like))
         lie = meshes.shardings(like, mesh, rules)
         target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, lie)
-        state, failure = None, ""
-        try:
-            found: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-            state = found.state
-        except Exception as error:  # a damaged file raises whatever its reader stumbled over
-            failure = _first_line(error)
-        if not agreement.all_of(state is not None):
-            raise DamagedError(f"{place / 'state'} cannot be read: {failure or 'in another process'}", _RESTORE)
+        state, failure = self._attempted(step, ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        if not agreement.all_of(not failure):
+            raise DamagedError(f"{place / 'state'} cannot be read: {failure}", _RESTORE)
+        state = state.state
         there = digests.digests(state)
         if wrong := [name for name, digest in record["leaves"].items() if there[name] != digest]:
             count = f"{len(wrong)} of {len(there)} leaves"
             raise DamagedError(f"{place / 'state'} does not hold {wrong[0]} as it was written ({count})", _RESTORE)
         return state, record["info"]
 
+    def _attempted(self, step: int, items: Any) -> tuple[Any, str]:
+        """(what Orbax reads, "") or (None, why it cannot)."""
+        try:
+            return self._manager.restore(step, args=items), ""
+        except Exception as error:  # a damaged file raises whatever its reader stumbled over
+            return None, _first_line(error)
+
     def _record(self, step: int) -> dict[str, Any]:
         """The record of a step. Raises DamagedError."""
         import orbax.checkpoint as ocp
 
         place = self._manager.directory / str(step) / "info"
+        found, failure = self._attempted(step, ocp.args.Composite(info=ocp.args.JsonRestore()))
         try:
-            found: Any = self._manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
             return opened(found.info, step)
-        except Exception as error:  # as above
-            raise DamagedError(f"{place} cannot be read: {_first_line(error)}", _RESTORE) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{place} cannot be read: {failure or _first_line(error)}", _RESTORE) from error
 
     def _set_aside(self, step: int, damage: DamagedError) -> None:
         """Move a step to where it is not taken for a checkpoint."""
         self.aside[step] = damage.problem
+        self._metrics.pop(step, None)
         aside = self._manager.directory / ASIDE
         if agreement.is_first():
             aside.mkdir(exist_ok=True)
@@ -185,6 +205,7 @@ class Checkpoints:
         """Wait for the last save to be on disk. Raises InputError where it could not be written."""
         with self._writing():
             self._manager.wait_until_finished()
+            self.check()
             self._manager.close()
 
 

@@ -31,6 +31,7 @@ FLOORS = [
     {
         "evaluate",
         "checkpoint",
+        "manifest",
         "report",
         "runs",
         "rows",
