@@ -292,7 +292,7 @@ def test_the_ledger_tells_what_was_kept_and_what_was_lost(launch):
     launched = launch(code, processes=1)
     launched.ended(0)
     (end,) = launched.events("end")
-    seconds = end["seconds"]
+    seconds = end["ledger"]
     assert set(seconds) == set(ledger.KINDS)
     # of two halves of a second in steps the first is lost, with the pause before the restart
     assert seconds["compile"] > 0.8

@@ -98,7 +98,7 @@ class Life:
         if newest > self.committed:
             self.committed = newest
             self._ledger.keep()
-            self._events.write("commit", step=newest, seconds=self._ledger.seconds())
+            self._events.write("commit", step=newest, ledger=self._ledger.seconds())
 
     def _pass_on_signals(self, here: Sequence[Worker], now: float) -> None:
         for signum in self._asked()[self._passed_on :]:
@@ -123,7 +123,7 @@ class Life:
             worker.send(signal.SIGUSR1)
         kept = self._stacks(here)
         self._events.write(
-            "stall", process=stuck.number, phase=stuck.phase, step=stuck.step, seconds=round(seconds, 1), stacks=kept
+            "stall", process=stuck.number, phase=stuck.phase, step=stuck.step, idle=round(seconds, 1), stacks=kept
         )
         self._end(here)
         while here := self._staying():
@@ -134,9 +134,9 @@ class Life:
     def _stacks(self, here: Sequence[Worker]) -> list[str]:
         """Wait for the stacks, and keep them: the files' names in the supervision directory."""
         deadline = time.monotonic() + DUMP
-        while time.monotonic() < deadline and not all(_written(worker) for worker in here):
+        while time.monotonic() < deadline and not all(map(_written, here)):
             time.sleep(TICK)
-        time.sleep(TICK)  # a dump is many writes
+        time.sleep(2 * TICK)  # a dump is many writes
         kept = []
         for worker in filter(_written, here):
             name = f"stacks-{time.strftime('%Y%m%d-%H%M%S')}-{worker.number}.txt"
@@ -146,4 +146,5 @@ class Life:
 
 
 def _written(worker: Worker) -> bool:
+    worker.look()  # from another machine they come by the same way as its progress
     return worker.stacks.exists() and worker.stacks.stat().st_size > 0

@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     command, run = with_run(command)
     settings = Settings(
         command=tuple(command),
-        log=pathlib.Path(given.log) if given.log else run / "launch",
+        log=pathlib.Path(given.log) if given.log else run / runs.LAUNCH,
         processes=given.processes,
         min_processes=least,
         devices=_listed("devices", given.devices),

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -14,10 +15,11 @@ from types import FrameType
 
 from lepton_jax.errors import Exit, InputError
 from lepton_jax.launch import ledger as ledgers
-from lepton_jax.launch import verdict
+from lepton_jax.launch import placement, verdict
 from lepton_jax.launch.life import TICK, Ended, Life
+from lepton_jax.launch.remote import Remote, there
 from lepton_jax.launch.settings import Settings
-from lepton_jax.launch.worker import Worker
+from lepton_jax.launch.worker import Local, Worker
 from lepton_jax.processes import VARIABLES
 
 TAIL = 15  # lines of a failed worker's log that are shown
@@ -46,11 +48,16 @@ class Supervision:
         self.trained = False
         mesh, accelerators = verdict.devices(settings.command) or 0, len(settings.devices)
         self._counts = verdict.counts(settings.processes, settings.min_processes, math.gcd(mesh, accelerators) or None)
+        self._hosts: list[str] = []
 
     def run(self) -> int:
         """Live after life: the exit code."""
         count = self._counts[0]
+        if self._settings.probe and not self._settings.hosts:
+            self._place(placement.here(count, str(self._settings.log), free_port), 1)
         while True:
+            if self._settings.hosts and not (count := self._choose(count)):
+                return self._end(Exit.INTERNAL, f"fewer than {self._settings.min_processes} machine(s) are well")
             ended = self._live(count)
             if self._asked:
                 return self._end(verdict.stopped(ended.left, self._asked[0]), ended.why)
@@ -63,12 +70,30 @@ class Supervision:
             if not self._pause(ended, count):
                 return self._end(verdict.stopped([(0, Exit.PREEMPTED)], self._asked[0]), "asked to stop")
 
+    def _choose(self, count: int) -> int:
+        """Choose machines anew before every life: as many processes as there are machines that are well; 0 for none."""
+        settings, hosts = self._settings, self._settings.hosts
+        if settings.probe:
+            measured = placement.measure(hosts, settings.ssh, str(settings.log), remote_port)
+            self._hosts = self._place(measured, count)
+        else:
+            self._hosts = list(hosts[:count])
+        return next((n for n in self._counts if n <= min(count, len(self._hosts))), 0)
+
+    def _place(self, measured: Mapping[str, placement.Rates | None], count: int) -> list[str]:
+        hosts, sick = placement.chosen(measured, count)
+        self._events.write("probe", measured=measured, chosen=hosts, sick=sick)
+        for host, why in sick.items():
+            self._say("sick", f"{host}: {why}")
+        return hosts
+
     def _live(self, count: int) -> Ended:
-        port = free_port()
+        address = f"{self._hosts[0].rsplit('@', 1)[-1]}:{remote_port()}" if self._hosts else f"127.0.0.1:{free_port()}"
         self._lives += 1
-        self._say("launch", f"{count} process(es), life {self._lives}, log {self._settings.log}")
-        self._events.write("launch", life=self._lives, processes=count, port=port)
-        workers = [self._worker(number, count, port) for number in range(count)]
+        on = f" on {', '.join(self._hosts[:count])}" if self._hosts else ""
+        self._say("launch", f"{count} process(es){on}, life {self._lives}, log {self._settings.log}")
+        self._events.write("launch", life=self._lives, processes=count, coordinator=address, hosts=self._hosts[:count])
+        workers = [self._worker(number, count, address) for number in range(count)]
         asked, settings = (lambda: self._asked), self._settings
         life = Life(workers, settings.limits, settings.grace, asked, self._ledger, self._events, settings.log)
         ended = life.watch()
@@ -100,7 +125,7 @@ class Supervision:
             said += f", restart {self._failures} of {self._settings.restarts} without a new checkpoint"
         self._say("restart", said)
         self._show(ended)
-        self._events.write("restart", reason=ended.why, seconds=seconds, failures=self._failures, processes=count)
+        self._events.write("restart", reason=ended.why, delay=seconds, failures=self._failures, processes=count)
         before = time.monotonic()
         while time.monotonic() - before < seconds and not self._asked:
             time.sleep(TICK)
@@ -109,23 +134,30 @@ class Supervision:
 
     def _end(self, code: int, why: str) -> int:
         seconds = self._ledger.seconds()
-        self._events.write("end", code=code, reason=why, lives=self._lives, seconds=seconds)
+        self._events.write("end", code=code, reason=why, lives=self._lives, ledger=seconds)
         self._say("ended", f"{why}; exit code {int(code)}")
         self._say("time", ledgers.told(seconds))
         return int(code)
 
-    def _worker(self, number: int, count: int, port: int) -> Worker:
-        own = {
-            VARIABLES["coordinator"]: f"127.0.0.1:{port}",
-            VARIABLES["process_id"]: str(number),
-            VARIABLES["processes"]: str(count),
-        }
-        if devices := self._settings.devices:
+    def _worker(self, number: int, count: int, address: str) -> Worker:
+        settings = self._settings
+        own = dict(zip(VARIABLES.values(), (address, str(number), str(count)), strict=True))
+        if devices := settings.devices:
             each = len(devices) // count
             own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number * each : (number + 1) * each])
-        # NCCL, too, listens on loopback unless told otherwise
-        environment: Mapping[str, str] = {"NCCL_SOCKET_IFNAME": "lo", **os.environ, **own}
-        return Worker(number, self._settings.command, environment, self._log(number), self._scratch)
+        if not self._hosts:
+            own = {
+                "NCCL_SOCKET_IFNAME": "lo",
+                **os.environ,
+                **own,
+            }  # NCCL, too, listens on loopback unless told otherwise
+        with contextlib.ExitStack() as stack:
+            log = self._log(number)
+            output = None if log is None else stack.enter_context(log.open("ab"))
+            if not self._hosts:
+                return Local(number, settings.command, own, output, self._scratch)
+            agent = there(settings.ssh, self._hosts[number], "lepton_jax.launch.agent")
+            return Remote(number, settings.command, {**os.environ, **own}, output, self._scratch, agent)
 
     def _log(self, number: int) -> pathlib.Path | None:
         """Process 0 speaks on the terminal, the others into files."""
@@ -146,6 +178,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def remote_port() -> int:
+    """A port to try on another machine, below those that systems give out by themselves; a new one for every life."""
+    return random.randrange(20000, 30000)
 
 
 @contextlib.contextmanager

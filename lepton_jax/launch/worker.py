@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from lepton_jax import progress
 
@@ -18,73 +18,87 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Worker:
-    """A started process. Its group holds whatever it starts itself, and ends with it."""
+    """What the supervisor sees of a process, wherever it runs."""
+
+    def __init__(self, number: int, scratch: pathlib.Path):
+        self.number = number
+        self.phase = "start"
+        self.step: int | None = None
+        self.committed: int | None = None
+        self.moved = time.monotonic()  # when it last said something new
+        self.record: Any = None  # the newest that it said
+        self.file = scratch / f"worker-{number}.json"
+        self.stacks = progress.stacks(self.file)
+        for old in (self.file, self.stacks):
+            old.unlink(missing_ok=True)
+
+    def note(self, record: Any) -> None:
+        """It says this of itself. Its clock is not asked: what counts is when something new was seen here."""
+        if isinstance(record, dict) and record != self.record:
+            self.record, self.moved = record, time.monotonic()
+            phase = record.get("phase")
+            self.phase = phase if phase in progress.PHASES else self.phase
+            self.step, self.committed = record.get("step"), record.get("committed")
+
+    def idle(self) -> float:
+        """Seconds since it last said something new."""
+        return time.monotonic() - self.moved
+
+    def look(self) -> None:
+        """Take note of what it says of itself by now."""
+        raise NotImplementedError
+
+    def left(self) -> int | None:
+        """Its exit code, negative for a signal, once it has left; what it had started is ended with it."""
+        raise NotImplementedError
+
+    def send(self, signum: int) -> None:
+        """A signal to the process alone; what it has started is its own affair."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        raise NotImplementedError
+
+
+class Local(Worker):
+    """A process on this machine, in a session of its own. output: where it writes to; None for where we do."""
 
     def __init__(
         self,
         number: int,
         command: Sequence[str],
         environment: Mapping[str, str],
-        log: pathlib.Path | None,
+        output: IO[bytes] | int | None,
         scratch: pathlib.Path,
     ):
-        self.number = number
-        self.phase, self.step, self.committed = "start", None, None
-        self.moved = time.monotonic()  # when it last said something new
-        self._record: Any = None
-        self._file = scratch / f"worker-{number}.json"
-        self.stacks = progress.stacks(self._file)
-        for old in (self._file, self.stacks):
-            old.unlink(missing_ok=True)
-        with contextlib.ExitStack() as stack:
-            # process 0 speaks for all, on the terminal where there is one
-            output = None if log is None else stack.enter_context(log.open("ab"))
-            self._process = subprocess.Popen(
-                command,
-                env={**environment, progress.VARIABLE: str(self._file)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=_end_with_the_supervisor if sys.platform == "linux" else None,
-            )
+        super().__init__(number, scratch)
+        self._process = subprocess.Popen(
+            command,
+            env={**environment, progress.VARIABLE: str(self.file)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_end_with_the_supervisor if sys.platform == "linux" else None,
+        )
 
     def look(self) -> None:
-        """Read what it says of itself. Its clock is not asked: what counts is when something new was seen here."""
-        record = self._read()
-        if record is not None and record != self._record:
-            self._record, self.moved = record, time.monotonic()
-            phase = record.get("phase")
-            self.phase = phase if phase in progress.PHASES else self.phase
-            self.step, self.committed = record.get("step"), record.get("committed")
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            record = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return record if isinstance(record, dict) else None
-
-    def idle(self) -> float:
-        """Seconds since it last said something new."""
-        return time.monotonic() - self.moved
+        with contextlib.suppress(OSError, ValueError):
+            self.note(json.loads(self.file.read_text(encoding="utf-8")))
 
     def left(self) -> int | None:
-        """Its exit code, negative for a signal, once it has left; what it had started is ended with it."""
         if self._process.returncode is None:
-            gone = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if gone is None:
+            if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None
             self.kill()
         return self._process.wait()
 
     def send(self, signum: int) -> None:
-        """A signal to the process alone; what it has started is its own affair."""
         if self._process.returncode is None:  # until it is reaped nobody else can have its number
             os.kill(self._process.pid, signum)
 
     def kill(self) -> None:
-        """End the whole group at once."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
