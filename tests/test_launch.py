@@ -303,6 +303,56 @@ def test_the_ledger_tells_what_was_kept_and_what_was_lost(launch):
     assert sum(seconds.values()) <= times[-1] - times[0] + 0.5
 
 
+# With JAX in the workers, once
+
+TRAINING = """
+import os, pathlib, signal, sys, time
+import lepton_jax as lp
+
+def main(config):
+    import jax, numpy as np
+    from lepton_jax import progress
+    place, number = pathlib.Path(config.run).parent, jax.process_index()
+    (place / f"life-{number}").open("a").write("x")
+    life = (place / f"life-{number}").stat().st_size
+    mesh, told = lp.mesh.make(config.mesh), progress.reporter()
+    add = jax.jit(lambda batch: batch["x"].sum(), out_shardings=lp.mesh.replicated(mesh))
+    rows = {"x": np.arange(8 // jax.process_count(), dtype=np.float32) + 8 // jax.process_count() * number}
+    for step in range(1, 4):
+        total = float(add(lp.mesh.place(rows, mesh)))
+        told.progress(step)
+        told.committed(10 * life + step)
+        if step == 2 and number == 1 and life == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 2 and number == 1 and life == 2:
+            stuck()
+    print("sum", total, "of", jax.process_count(), "processes with", jax.local_device_count(), "devices", flush=True)
+
+def stuck():
+    time.sleep(600)
+
+lp.cli.run(main, lp.cli.Config, {"digits": lp.cli.Config()})
+"""
+
+
+def test_real_processes_come_back_from_a_death_and_from_a_process_that_is_stuck(tmp_path):
+    log = tmp_path / "run" / "launch"
+    command = [sys.executable, "-m", "lepton_jax.launch", "--processes", "2", "--limit", "step=4", "--no-probe", "--"]
+    command += [sys.executable, "-c", TRAINING, "--mesh", "8x1", "--run", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "sum 28.0 of 2 processes with 4 devices" in done.stdout
+    events = [json.loads(line) for line in (log / "events.jsonl").read_text().splitlines()]
+    assert events[1]["event"] == "commit"
+    first = next(row for row in events if row["event"] == "exit")
+    assert (first["process"], first["code"]) == (1, -signal.SIGKILL)
+    (stall,) = (row for row in events if row["event"] == "stall")
+    assert stall["phase"] == "step"
+    (name,) = (name for name in stall["stacks"] if name.endswith("-1.txt"))
+    assert "in stuck" in (log / name).read_text()
+
+
 # The parts, without processes
 
 
