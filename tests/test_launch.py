@@ -283,6 +283,28 @@ def test_where_a_start_fails_fewer_come_back_and_later_all(launch):
     assert [count for count, _, _ in launched.lives()] == [4, 3, 4]
 
 
+MEMBERS = {
+    "done": ("", 0),
+    "refused": ("os._exit(2)", 2),
+    "saved": ("os._exit(75)", 75),
+    "a crash": ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+    "stuck": ("tell('step', 1)\nhang()", 124),
+}
+
+
+@pytest.mark.parametrize("case", MEMBERS)
+def test_a_member_keeps_the_schedulers_settings_and_leaves_restarts_to_it(case, launch, monkeypatch):
+    code, expected = MEMBERS[case]
+    settings = {"LEPTON_COORDINATOR": "10.0.0.1:8476", "LEPTON_PROCESSES": "4", "LEPTON_PROCESS_ID": "3"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    launched = launch(code, "--member", "--limit", "step=0.5", processes=1)
+    launched.ended(expected)
+    assert [life[:2] for life in launched.lives(3)] == [[4, "10.0.0.1:8476"]]
+    assert not (launched.log / "events.jsonl").exists()
+    assert (launched.log / "process-3" / "events.jsonl").exists() == (expected != 2)
+
+
 def test_the_ledger_tells_what_was_kept_and_what_was_lost(launch):
     code = (
         "tell('compile'); time.sleep(0.5); tell('step', 1); time.sleep(0.5)\n"
@@ -437,6 +459,8 @@ REFUSED = {
     "--processes 2 --devices 0,1,2 -- python3": ("3 device(s) of --devices cannot be split over 2", "divides"),
     "--devices 0,0 -- python3": ("--devices '0,0' has an empty or a repeated entry", "once"),
     "-- no-such-program": ("'no-such-program' is not a program", "--processes 2"),
+    "--member -- python3": ("--member: the command names no --run", "add --run DIR"),
+    "--member --processes 2 -- python3 --run x": ("--member is one process", "leave them out"),
     "--processes 3 --hosts a,b -- python3": ("--hosts names 2 machine(s) for 3 process(es)", "name more"),
 }
 

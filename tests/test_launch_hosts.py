@@ -17,32 +17,13 @@ from lepton_jax.launch import placement, probe
 from lepton_jax.launch.supervisor import free_port
 from tests.test_launch import ROOT, WORKER, Launched, alive
 
-SSH = """#!/usr/bin/env bash
-# a stand-in for ssh: the machine "dead" does not answer, and "localhost" is slow where SLOW says so
-while [[ $1 == -* ]]; do [[ $1 == -o ]] && shift; shift; done
-host=$1; shift
-echo "$host" >> "$ASKED"
-[ "$host" = dead ] && exit 255
-if [ "$host" = "$SLOW" ] && [[ $* == *"probe rates"* ]]; then
-  echo '{"matmul": 1e-9, "memory": 1e-9, "disk": 1e-9, "free": 1e12}'
-  exit
-fi
-exec bash -c "$*"
-"""
-
 GOOD = {"matmul": 100.0, "memory": 10.0, "disk": 1000.0, "reduce": 100.0, "free": 1e12}
 
 
-@pytest.fixture
-def ssh(tmp_path, monkeypatch):
-    place = tmp_path / "bin"
-    place.mkdir()
-    (place / "ssh").write_text(SSH)
-    (place / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
-    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
-    monkeypatch.setenv("SLOW", "")
-    return tmp_path / "asked"
+@pytest.fixture(autouse=True)
+def ssh(monkeypatch):
+    """The stand-in, on the path."""
+    monkeypatch.setenv("PATH", f"{ROOT / 'tests' / 'standins'}:{os.environ['PATH']}")
 
 
 def launched(place, code, *flags, processes=2):
@@ -137,7 +118,7 @@ def test_the_probe_adds_up_over_all_and_lets_no_stranger_in():
         np.testing.assert_array_equal(sums[rank], np.full(probe.VECTOR, 6.0, np.float32))
 
 
-def test_a_process_on_each_machine_that_is_well(ssh, tmp_path, monkeypatch):
+def test_a_process_on_each_machine_that_is_well(tmp_path, monkeypatch):
     monkeypatch.setenv("SLOW", "127.0.0.2")
     code = "print('hello', number, os.environ['JAX_MARK'])"
     monkeypatch.setenv("JAX_MARK", "carried")
@@ -153,19 +134,19 @@ def test_a_process_on_each_machine_that_is_well(ssh, tmp_path, monkeypatch):
     assert (made.log / "worker-1.log").read_text() == "hello 1 carried\n"
 
 
-def test_a_run_goes_on_with_fewer_machines(ssh, tmp_path):
+def test_a_run_goes_on_with_fewer_machines(tmp_path):
     made = launched(tmp_path, "", "--hosts", "dead,localhost", "--min-processes", "1")
     made.ended(0)
     assert made.lives()[0][0] == 1
 
 
-def test_too_few_that_are_well_are_an_error_of_the_machines(ssh, tmp_path):
+def test_too_few_that_are_well_are_an_error_of_the_machines(tmp_path):
     made = launched(tmp_path, "", "--hosts", "dead,localhost")
     assert "fewer than 2 machine(s) are well" in made.ended(70)
     assert not made.lives()
 
 
-def test_crashes_stalls_and_stacks_are_seen_from_afar(ssh, tmp_path):
+def test_crashes_stalls_and_stacks_are_seen_from_afar(tmp_path):
     code = (
         "import faulthandler\n"
         "file = open(os.environ['LEPTON_PROGRESS'].replace('.json', '.stacks'), 'a')\n"
@@ -183,7 +164,7 @@ def test_crashes_stalls_and_stacks_are_seen_from_afar(ssh, tmp_path):
     assert "in hang" in (made.log / stall["stacks"][0]).read_text()
 
 
-def test_sigterm_goes_the_whole_way(ssh, tmp_path):
+def test_sigterm_goes_the_whole_way(tmp_path):
     code = "signal.signal(signal.SIGTERM, lambda *_: os._exit(75))\n(place / f'ready-{number}').touch()\nhang()"
     made = launched(tmp_path, code, "--hosts", "localhost,127.0.0.1", "--no-probe")
     made.wait("ready-0")
@@ -192,7 +173,7 @@ def test_sigterm_goes_the_whole_way(ssh, tmp_path):
     made.ended(75)
 
 
-def test_where_the_supervisor_is_killed_nothing_stays_anywhere(ssh, tmp_path):
+def test_where_the_supervisor_is_killed_nothing_stays_anywhere(tmp_path):
     made = launched(
         tmp_path, "(place / f'ready-{number}').touch()\nhang()", "--hosts", "localhost", "--no-probe", processes=1
     )

@@ -3,13 +3,14 @@
 import argparse
 import itertools
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from lepton_jax import progress, runs
+from lepton_jax import processes, progress, runs
 from lepton_jax.errors import InputError, unknown
 from lepton_jax.launch import verdict
 
@@ -35,6 +36,7 @@ class Settings:
     backoff: float = 1.0  # seconds
     restarts: int = 3
     probe: bool = True
+    member: bool = False  # one of several that a scheduler has started, and starts again
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +68,10 @@ def parser() -> Parser:
     add("--backoff", type=float, default=Settings.backoff, help="seconds before the first restart, then doubled (1)")
     add("--restarts", type=int, default=Settings.restarts, help="restarts without a new checkpoint, then stop (3)")
     add("--no-probe", action="store_true", help="do not measure the machines first")
+    alone = (
+        "watch one process that a scheduler has started among others: its place comes from the scheduler, which also"
+    )
+    add("--member", action="store_true", help=f"{alone} restarts; a stall is exit code 124")
     return made
 
 
@@ -83,10 +89,10 @@ def parse(arguments: Sequence[str]) -> Settings:
     for name in ("grace", "backoff", "restarts"):
         if not 0 <= getattr(given, name) < math.inf:
             raise InputError(f"--{name} {getattr(given, name)} is not a number of at least 0", f"leave --{name} out")
-    command, run = with_run(command)
+    command, log = with_log(command, given)
     settings = Settings(
         command=tuple(command),
-        log=pathlib.Path(given.log) if given.log else run / runs.LAUNCH,
+        log=log,
         processes=given.processes,
         min_processes=least,
         devices=_listed("devices", given.devices),
@@ -96,7 +102,8 @@ def parse(arguments: Sequence[str]) -> Settings:
         grace=given.grace,
         backoff=given.backoff,
         restarts=given.restarts,
-        probe=not given.no_probe,
+        probe=not given.no_probe and not given.member,
+        member=given.member,
     )
     check(settings)
     return settings
@@ -110,10 +117,25 @@ def check(settings: Settings) -> None:
             raise InputError(problem, "there is one process on a machine: name more, or lower --processes")
     elif shutil.which(settings.command[0]) is None:
         raise InputError(f"{settings.command[0]!r} is not a program that can be run", EXAMPLE)
+    if settings.member:
+        return  # its mesh is that of all members
     for count, what in ((verdict.devices(settings.command), "the mesh"), (len(settings.devices) or None, "--devices")):
         if count is not None and count % settings.processes:
             problem = f"{count} device(s) of {what} cannot be split over {settings.processes} processes"
             raise InputError(problem, "choose a number of processes that divides them")
+
+
+def with_log(command: Sequence[str], given: argparse.Namespace) -> tuple[list[str], pathlib.Path]:
+    """The command with a run directory, and where its supervision is recorded: of members, each in its own place."""
+    words, run = with_run(command)
+    if given.member:
+        if words != list(command):
+            raise InputError("--member: the command names no --run", "all members need the same one: add --run DIR")
+        if given.processes > 1 or given.hosts:
+            raise InputError("--member is one process, and --processes or --hosts are several", "leave them out")
+    log = pathlib.Path(given.log) if given.log else run / runs.LAUNCH
+    membership = processes.find({}, os.environ) if given.member else None
+    return words, log / f"process-{membership.process_id}" if membership and membership.process_id else log
 
 
 def with_run(command: Sequence[str]) -> tuple[list[str], pathlib.Path]:

@@ -61,6 +61,8 @@ class Supervision:
             ended = self._live(count)
             if self._asked:
                 return self._end(verdict.stopped(ended.left, self._asked[0]), ended.why)
+            if self._settings.member:
+                return self._end(verdict.shell(ended.code), ended.why)
             if ended.code in verdict.FINAL:
                 return self._end(ended.code, ended.why)
             if ended.code != Exit.PREEMPTED and self._failures > self._settings.restarts:
@@ -141,6 +143,8 @@ class Supervision:
 
     def _worker(self, number: int, count: int, address: str) -> Worker:
         settings = self._settings
+        if settings.member:
+            return Local(number, settings.command, os.environ, None, self._scratch)
         own = dict(zip(VARIABLES.values(), (address, str(number), str(count)), strict=True))
         if devices := settings.devices:
             each = len(devices) // count

@@ -42,6 +42,11 @@ def stopped(left: Sequence[tuple[int, int]], by: int) -> int:
     return Exit.INTERRUPTED if by == signal.SIGINT else Exit.INTERNAL  # killed, and not saved
 
 
+def shell(code: int) -> int:
+    """An exit code as a shell gives it: 128 and more for signals."""
+    return 128 - code if code < 0 else code
+
+
 def described(code: int) -> str:
     """An exit code in words, with which a sentence about a process goes on."""
     if code < 0:
