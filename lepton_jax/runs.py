@@ -3,6 +3,7 @@
 RUN/config.json      the experiment and every flag        RUN/metrics.jsonl  a line per logged step and evaluation
 RUN/events/          the same for TensorBoard             RUN/checkpoints/   the newest, and the best
 RUN/result.json      how it ended                         RUN/report.html    the run as one page
+RUN/launch/          what the supervisor of several processes saw, which is there before the run is
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from lepton_jax.errors import InputError
 # flags under which the trajectory stays the same, so a run may go on with other values
 NEUTRAL = {"run", "preset", "data_dir", "eval_batch_size", "keep", "rollbacks", "debug"}
 NEUTRAL |= {"mesh", "coordinator", "process_id", "processes"}
+LAUNCH = "launch"
 
 
 def fresh(experiment: str, root: str = "runs") -> pathlib.Path:
@@ -34,7 +36,7 @@ def check(directory: pathlib.Path, experiment: str, config: Mapping[str, Any], i
     identity: what the flags do not say and must not change (the data's fingerprint, the parameter count).
     Raises InputError for a directory of another run, or of something else.
     """
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    if not directory.exists() or (directory.is_dir() and {path.name for path in directory.iterdir()} <= {LAUNCH}):
         return False
     record = directory / "config.json"
     if not record.is_file():

@@ -19,7 +19,7 @@ from lepton_jax.errors import InputError
 C = TypeVar("C", bound=Config)
 
 SHOWN = {"accuracy": "accuracy", "recall_macro": "recall", "f1_macro": "f1", "auc": "auc", "loss": "loss"}
-OURS = re.compile(r"seed-\d+|result\.json(\.part)?")
+OURS = re.compile(rf"seed-\d+|result\.json(\.part)?|{runs.LAUNCH}")
 
 
 def run(main: Callable[[C], Any], config: C, experiment: str) -> dict[str, Any] | None:

@@ -401,3 +401,27 @@ def test_tensorboard_events_are_read_back(tmp_path):
     values = {tag: value for tag, _, value in found}
     assert values["train/loss"] == pytest.approx(0.43121)
     assert math.isnan(values["test/auc"])
+
+
+EVENTS = [
+    {"time": 1.7e9, "event": "probe", "measured": {}, "chosen": ["a"], "sick": {"b<": "did not answer"}},
+    {"time": 1.7e9, "event": "launch", "life": 1, "processes": 2, "hosts": []},
+    {"time": 1.7e9, "event": "commit", "step": 3, "ledger": {"productive": 30.0, "lost": 10.0}},
+    {"time": 1.7e9, "event": "stall", "process": 1, "phase": "step", "step": 7, "idle": 60.0, "stacks": []},
+    {"time": 1.7e9, "event": "restart", "reason": "process 1 was ended by SIGKILL", "failures": 1},
+]
+
+
+def test_a_page_tells_what_the_supervisor_saw(tmp_path):
+    (tmp_path / "launch").mkdir()
+    lines = [*map(json.dumps, EVENTS), "[]", '{"event": 3}', '{"cut']
+    (tmp_path / "launch" / "events.jsonl").write_text("\n".join(lines))
+    page.write(tmp_path, a_page())
+    words = " ".join(Tags((tmp_path / "report.html").read_text()).words)
+    assert "b< was left out: did not answer" in words
+    assert "life 1: 2 process(es)" in words
+    assert "75.0%" in words
+    assert "process 1 did not move for 60.0 s, in step at step 7" in words
+    assert "process 1 was ended by SIGKILL; 1 failure(s)" in words
+    page.write(tmp_path / "launch", a_page())
+    assert "Processes" not in (tmp_path / "launch" / "report.html").read_text()

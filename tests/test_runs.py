@@ -44,6 +44,9 @@ def test_another_run_is_refused(made, experiment, config, identity, problem):
 
 def test_new_and_empty_directories_are_new(tmp_path):
     assert not runs.check(tmp_path, "resnet", CONFIG, IDENTITY)
+    (tmp_path / "supervised" / "launch").mkdir(parents=True)
+    assert not runs.check(tmp_path / "supervised", "resnet", CONFIG, IDENTITY)
+    shutil.rmtree(tmp_path / "supervised")
     assert not runs.check(tmp_path / "new", "resnet", CONFIG, IDENTITY)
     assert not any(tmp_path.iterdir())
 

@@ -2,13 +2,13 @@
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lepton_jax import runs
-from lepton_jax.report import chart
+from lepton_jax.report import chart, supervision
 from lepton_jax.report.document import document, escape, table
 from lepton_jax.report.numbers import cell, clock
 
@@ -63,11 +63,13 @@ class Page:
     flags: Mapping[str, Any]
     command: str  # that makes the run anew
     examples: Examples | None = None  # where inputs are images
+    events: Sequence[Mapping[str, Any]] = ()  # as in launch/events.jsonl
 
 
 def write(directory: pathlib.Path, page: Page) -> None:
-    """Write report.html into the run directory, complete or not at all."""
-    runs.replace(directory / "report.html", render(page))
+    """Write report.html into the run directory, complete or not at all, with what a supervisor saw of the run."""
+    watched = replace(page, events=supervision.events(directory))
+    runs.replace(directory / "report.html", render(watched))
 
 
 def render(page: Page) -> str:
@@ -80,6 +82,7 @@ def render(page: Page) -> str:
         "Confusion": confusion(page),
         "Examples": examples(page.examples) if page.examples else "",
         "Run": facts(page),
+        "Processes": supervision.section(page.events),
         "The same again": again(page),
     }
     named = title if accuracy is None else f"{title}: {cell(accuracy)}"

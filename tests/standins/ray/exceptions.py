@@ -1,0 +1,2 @@
+class RayError(Exception):
+    """What Ray raises for an actor that is gone."""
