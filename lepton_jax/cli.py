@@ -160,7 +160,7 @@ def _before_jax(settings: Config) -> None:
 
     # XLA's C++ log lines are not for the people who train
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if settings.mesh is not None:
+    if settings.mesh not in (None, "auto"):
         mesh.simulate(mesh.size(mesh.parse(settings.mesh)))
 
 

@@ -37,6 +37,7 @@ FLOORS = [
         "export",
         "serve",
         "launch",
+        "plan",
     },
     {"__main__"},
 ]
