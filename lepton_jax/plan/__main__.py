@@ -6,6 +6,7 @@ python -m lepton_jax.plan experiments.resnet --preset imagenet --input 224x224x3
 
 import dataclasses
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,7 @@ def configured(module: Any, request: Request, flags: list[str]) -> Config:
 
 def simulate(devices: int) -> None:
     """Start JAX on so many simulated devices, whatever accelerators this machine has."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     from lepton_jax import mesh
@@ -104,14 +106,15 @@ def simulate(devices: int) -> None:
 
 def show(recipe: Any, config: Config, devices: int, memory: float, accelerator: Accelerator) -> None:
     """Plan, and print what was found. Raises InputError where nothing fits."""
-    from lepton_jax import mesh as meshes
     from lepton_jax.plan import choice, rehearsal, table, work
 
     wanted = work.of_recipe(recipe, config)
-    predictor = choice.Predictor(wanted, devices)
-    axes = [meshes.parse(config.mesh)] if config.mesh not in (None, "auto") else choice.candidates(wanted, devices)
     number = config.microbatches if config.microbatches not in (1, "auto") else None
-    plan = choice.planned(predictor, axes, memory, accelerator, config.precision, number)
+    if config.mesh in (None, "auto"):
+        axes = choice.candidates(wanted, devices, number or 1)
+    else:
+        axes = choice.given(wanted, config.mesh, devices, number or 1)
+    plan = choice.planned(choice.Predictor(wanted), axes, memory, accelerator, config.precision, number)
     print(table.told(plan, memory, accelerator, config.precision))
     if plan.chosen is None:
         raise choice.too_large(plan, memory)

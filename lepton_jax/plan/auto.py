@@ -7,7 +7,6 @@ import re
 
 import jax
 
-from lepton_jax import mesh as meshes
 from lepton_jax import runs
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError
@@ -30,14 +29,13 @@ def resolved(recipe: Recipe, config: Config) -> tuple[Recipe, Config]:
     if jax.process_count() > 1:
         problem = f"auto plans for one process, and this run has {jax.process_count()}"
         raise InputError(problem, "give --mesh and --microbatches as python -m lepton_jax.plan finds them")
-    kind, memory, work = jax.devices()[0].device_kind, room(), of_recipe(recipe, config)
+    work, devices, number, memory = of_recipe(recipe, config), jax.device_count(), fixed(config), room()
     if config.mesh == AUTO:
-        axes = choice.candidates(work, jax.device_count())
+        axes = choice.candidates(work, devices, number or 1)
     else:
-        axes = [meshes.parse(config.mesh) if config.mesh else {"data": jax.device_count(), "model": 1}]
-    accelerator = accelerators.of_kind(kind) or accelerators.ACCELERATORS["h100"]
-    predictor = Predictor(work, jax.device_count())
-    plan = choice.planned(predictor, axes, memory, accelerator, config.precision, fixed(config))
+        axes = choice.given(work, config.mesh or f"{devices}x1", devices, number or 1)
+    accelerator = accelerators.of_kind(jax.devices()[0].device_kind) or accelerators.ACCELERATORS["h100"]
+    plan = choice.planned(Predictor(work), axes, memory, accelerator, config.precision, number)
     if plan.chosen is None:
         raise choice.too_large(plan, memory)
     mesh, number = choice.text(plan.chosen.axes), plan.chosen.microbatches

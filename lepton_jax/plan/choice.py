@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from lepton_jax import mesh as meshes
 from lepton_jax.errors import InputError
 from lepton_jax.plan import prediction
 from lepton_jax.plan.accelerators import Accelerator
@@ -24,8 +25,21 @@ class Plan(NamedTuple):
     chosen: Prediction | None
 
 
-def candidates(work: Work, devices: int) -> list[dict[str, int]]:
-    """Meshes of all the devices that divide the batch: data x fsdp x model, few of a kind.
+def given(work: Work, mesh: str, devices: int, microbatches: int = 1) -> list[dict[str, int]]:
+    """The one mesh that is named. Raises InputError where it takes other devices, or does not divide the batch."""
+    axes = meshes.parse(mesh)
+    if meshes.size(axes) != devices:
+        problem = f"the mesh {mesh} takes {meshes.size(axes)} devices, and there are {devices}"
+        raise InputError(problem, "give one of as many, or --mesh auto")
+    parts = prediction.batch_shards(axes) * microbatches
+    if work.size % parts:
+        problem = f"a batch of {work.size} does not divide over the mesh {mesh} and {microbatches} microbatch(es)"
+        raise InputError(problem, f"use a multiple of {parts}")
+    return [axes]
+
+
+def candidates(work: Work, devices: int, microbatches: int = 1) -> list[dict[str, int]]:
+    """Meshes of all the devices that divide the batch into microbatches: data x fsdp x model, few of a kind.
 
     The model axis only where the model's rules split something over it; with virtual shards, data alone. Raises
     InputError where no mesh divides the batch.
@@ -34,7 +48,7 @@ def candidates(work: Work, devices: int) -> list[dict[str, int]]:
     found = []
     for model in TENSOR if work.shards is None else (1,):
         shards = devices // model
-        if devices % model or work.size % shards or (work.shards or shards) % shards:
+        if devices % model or work.size % (shards * microbatches) or (work.shards or shards) % shards:
             continue
         if model > 1 and prediction.resident(work, {"data": 1, "model": model}).state == whole:
             continue
@@ -42,9 +56,9 @@ def candidates(work: Work, devices: int) -> list[dict[str, int]]:
             if shards % fsdp == 0:
                 found.append({"data": shards // fsdp, "fsdp": fsdp, "model": model})
     if not found:
-        nearest = max(devices, round(work.size / devices) * devices)
-        problem = f"a batch of {work.size} divides over no mesh of {devices} devices"
-        raise InputError(problem, f"use a batch of {nearest}, or another number of devices")
+        parts = devices * microbatches
+        problem = f"a batch of {work.size}, in {microbatches} microbatch(es), divides over no mesh of {devices} devices"
+        raise InputError(problem, f"use a batch of {max(1, round(work.size / parts)) * parts}, or other devices")
     return [named(axes) for axes in found]
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -39,15 +40,24 @@ def moved(program: str) -> Counter[str]:
     return total
 
 
-def by_group(program: str) -> Counter[Collective]:
-    """The same, kept apart by the size of the groups of devices. Raises ValueError as `moved` does."""
+def launched(program: str) -> int:
+    """How many collectives start in one run of a compiled program. Raises ValueError as `moved` does."""
+    return by_group(program, lambda shapes: 1).total()
+
+
+def by_group(program: str, measure: Callable[[str], int] | None = None) -> Counter[Collective]:
+    """The same, kept apart by the size of the groups of devices. Raises ValueError as `moved` does.
+
+    measure: what is added up, by a result's type; its bytes, if nothing else.
+    """
+    measure = measure or size
     parts = computations(program)
 
     def within(name: str) -> Counter[Collective]:
         total: Counter[Collective] = Counter()
         for line in parts.get(name, ()):
             if match := OPERATION.search(line):
-                total[Collective(match[2], group(line))] += size(match[1])
+                total[Collective(match[2], group(line))] += measure(match[1])
             elif match := LOOP.search(line):
                 body, trips = within(match[1]), TRIPS.search(line)
                 if body and not trips:

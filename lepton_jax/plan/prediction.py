@@ -23,10 +23,11 @@ SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
 }
+LATENCY = 1e-5  # seconds to start a collective: no data sheet has it, and small steps are made of it
 
 
 class Prediction(NamedTuple):
-    """Of one step on one device: bytes of memory, FLOPs, bytes read and written, bytes moved."""
+    """Of one step on one device: bytes of memory, FLOPs, bytes read and written, bytes moved, collectives."""
 
     axes: Mapping[str, int]
     microbatches: int
@@ -37,6 +38,7 @@ class Prediction(NamedTuple):
     flops: float
     accessed: float
     moved: Counter[Collective]
+    launched: int
 
     @property
     def memory(self) -> float:
@@ -49,22 +51,25 @@ class Prediction(NamedTuple):
         Williams et al. 2009, https://doi.org/10.1145/1498765.1498785. A bound from below: no device reaches it.
         """
         computing = max(self.flops / accelerator.peak(precision), self.accessed / accelerator.bandwidth)
+        return computing + LATENCY * self.launched + self.sending(accelerator)
+
+    def sending(self, accelerator: Accelerator) -> float:
+        """Seconds in which rings send what is moved, at the speed of the slowest link in them."""
         devices = meshes.size(self.axes)
-        speed = accelerator.link if devices <= accelerator.island else min(accelerator.network, accelerator.link)
-        sent = 0.0
-        for collective, count in self.moved.items():
-            group = collective.group or devices
-            # the model axis is the innermost: its groups stay within an island
-            within = accelerator.link if group <= min(accelerator.island, self.axes.get("model", 1)) else speed
-            sent += SENT[collective.kind](group) * count / within
-        return computing + sent
+        # the axes that split no batch lie innermost, so their groups are neighbours
+        near = accelerator.island if devices <= accelerator.island else devices // batch_shards(self.axes)
+        total = 0.0
+        for (kind, group), count in self.moved.items():
+            fast = group <= min(near, accelerator.island)
+            total += SENT[kind](group) * count / (accelerator.link if fast else accelerator.network)
+        return total
 
 
 class Predictor:
-    """Predicts the step of `work` on any mesh of `devices`; compiles what it has to, once."""
+    """Predicts the step of `work` on any mesh; compiles what it has to, once."""
 
-    def __init__(self, work: Work, devices: int):
-        self.work, self.devices = work, devices
+    def __init__(self, work: Work):
+        self.work = work
         self._rounds = functools.cache(lambda: rehearsal.rounds(work))
         self._rehearsed = functools.cache(self._compiled)
 
@@ -82,21 +87,22 @@ class Predictor:
             flops=report.flops * microbatches * self._rounds(),
             accessed=report.accessed * microbatches * self._rounds(),
             moved=regrouped(report.moved, few, axes),
+            launched=report.launched,
         )
 
     def stand_in(self, axes: Mapping[str, int]) -> dict[str, int]:
-        """The mesh of few devices on which the step of a larger one is rehearsed.
+        """The mesh of few devices on which the step of a larger one is rehearsed: fewer share in the batch.
 
         Its axes differ in size where there are enough devices, so that the size of a group tells along which it lay.
         """
-        model, fsdp = axes.get("model", 1), axes.get("fsdp", 1)
-        shards, room = batch_shards(axes), jax.device_count() // model
+        inner, shards = inner_axes(axes), batch_shards(axes)
+        room = max(jax.device_count() // meshes.size(inner), 1)
         if self.work.shards:  # a device computes its shards one after the other, so their number enters
-            return {"data": shards, "model": model}
-        if fsdp > 1:
-            fitting = (size for size in (4, 2) if size != model and size <= room)
-            return {"fsdp": next(fitting, min(fsdp, max(room, 1))), "model": model}
-        return {"data": min(shards, 3, max(room, 1)), "model": model}
+            return {"data": shards, **inner}
+        if axes.get("fsdp", 1) > 1:
+            fitting = (size for size in (4, 2) if size not in inner.values() and size <= room)
+            return {"fsdp": next(fitting, min(axes["fsdp"], room)), **inner}
+        return {"data": min(shards, 3, room), **inner}
 
     def _compiled(self, axes: tuple[tuple[str, int], ...], local: int, microbatches: int) -> Report:
         return rehearsal.rehearse(self.work, dict(axes), local * batch_shards(dict(axes)), microbatches)
@@ -104,7 +110,12 @@ class Predictor:
 
 def batch_shards(axes: Mapping[str, int]) -> int:
     """Into how many pieces such a mesh splits a batch."""
-    return meshes.size(axes) // axes.get("model", 1)
+    return math.prod(axes.get(axis, 1) for axis in meshes.BATCH_AXES)
+
+
+def inner_axes(axes: Mapping[str, int]) -> dict[str, int]:
+    """The axes that split no batch."""
+    return {axis: size for axis, size in axes.items() if axis not in meshes.BATCH_AXES}
 
 
 class Resident(NamedTuple):
@@ -125,20 +136,18 @@ def resident(work: Work, axes: Mapping[str, int]) -> Resident:
 
 def regrouped(moved: Counter[Collective], stand_in: Mapping[str, int], axes: Mapping[str, int]) -> Counter[Collective]:
     """What was moved on a mesh, over the groups of the larger one that it stood for."""
-    model, shards = stand_in.get("model", 1), batch_shards(stand_in)
-    split = axes.get("model", 1)
+    inner = inner_axes(axes)
+    kept = {*inner.values(), meshes.size(inner)} - {1}
     found: Counter[Collective] = Counter()
-    for collective, count in moved.items():
-        group = meshes.size(axes)
-        if collective.kind == "collective-permute":
-            group = collective.group
-        elif collective.group == model > 1:
-            group = split
-        elif collective.group == shards:
-            gathers = collective.kind == "all-gather" and "fsdp" in stand_in
-            group = axes["fsdp"] if gathers else group // split
-        if group > 1:
-            found[Collective(collective.kind, group)] += count
+    for kind, group in moved:
+        devices = meshes.size(axes)
+        if kind == "collective-permute" or group in kept:
+            devices = group
+        elif group == batch_shards(stand_in):
+            # an all-gather there is fsdp's, all else is added up over everything that splits the batch
+            devices = axes["fsdp"] if kind == "all-gather" and "fsdp" in stand_in else batch_shards(axes)
+        if devices > 1:
+            found[Collective(kind, devices)] += moved[Collective(kind, group)]
     return found
 
 

@@ -42,7 +42,7 @@ class Work(NamedTuple):
 
 
 class Report(NamedTuple):
-    """XLA's report of a program, for one device: bytes, FLOPs, bytes read and written, bytes moved."""
+    """XLA's report of a program, for one device: bytes, FLOPs, bytes read and written, bytes moved, collectives."""
 
     arguments: float
     outputs: float  # beyond those that take an argument's place
@@ -50,6 +50,7 @@ class Report(NamedTuple):
     flops: float
     accessed: float
     moved: Counter[Collective]
+    launched: int
 
     @property
     def peak(self) -> float:
@@ -65,15 +66,20 @@ def rehearse(work: Work, axes: Mapping[str, int], size: int, microbatches: int =
 
 
 def read(compiled: Any) -> Report:
-    """The report of a compiled program."""
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    """The report of a compiled program. Raises InputError for one whose traffic only its data know."""
+    memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    try:
+        moved, launched = collectives.by_group(program), collectives.launched(program)
+    except ValueError as error:
+        raise InputError(f"the step cannot be planned: {error}", "give --mesh and --microbatches by hand") from error
     return Report(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         flops=cost.get("flops", 0.0),
         accessed=cost.get("bytes accessed", 0.0),
-        moved=collectives.by_group(compiled.as_text()),
+        moved=moved,
+        launched=launched,
     )
 
 

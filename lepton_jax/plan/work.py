@@ -3,8 +3,9 @@
 import dataclasses
 
 import jax
+import numpy as np
 
-from lepton_jax import keys, losses, recipe
+from lepton_jax import data, keys, losses, recipe
 from lepton_jax import step as steps
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError
@@ -14,7 +15,10 @@ from lepton_jax.recipe import Recipe
 
 def of_recipe(composed: Recipe, config: Config) -> Work:
     """The recipe's step for any number of microbatches, and the shapes that it works on; nothing is computed."""
-    batch = steps.shapes(composed.stream.batch(0))
+    one = {**data.gather(composed.stream.source, [0]), "index": np.zeros(1, np.int32)}
+    batch = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *column.shape[1:]), column.dtype) for name, column in one.items()
+    }
 
     def initial() -> object:
         return steps.initial(
