@@ -8,72 +8,12 @@ anything either. The other rows are to look at. Bytes are those of the collectiv
 a collective inside a loop counts as often as the loop goes round.
 """
 
-import re
-from collections import Counter
 from typing import Any
 
 import lepton_jax as lp
 from benchmarks import record
 
 BAR = 1.05
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-
-COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
-ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-LOOP = re.compile(r"\bwhile\(.*body=%?([\w.-]+)")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-CALLED = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+)")
-
-
-def computations(program: str) -> dict[str, list[str]]:
-    """The lines of each computation of a program in HLO's text form; the entry's name is ""."""
-    found: dict[str, list[str]] = {}
-    name = None
-    for line in program.splitlines():
-        if match := COMPUTATION.match(line):
-            name = "" if line.startswith("ENTRY") else match[1]
-            found[name] = []
-        elif line.startswith("}"):
-            name = None
-        elif name is not None:
-            found[name].append(line)
-    return found
-
-
-def moved(program: str) -> Counter[str]:
-    """Bytes by kind of collective, in one run of a compiled program. Raises ValueError for a loop of unknown length
-    around a collective."""
-    parts = computations(program)
-
-    def within(name: str) -> Counter[str]:
-        total: Counter[str] = Counter()
-        for line in parts.get(name, ()):
-            if match := OPERATION.search(line):
-                total[match[2]] += size(match[1])
-            elif match := LOOP.search(line):
-                body, trips = within(match[1]), TRIPS.search(line)
-                if body and not trips:
-                    raise ValueError(f"a loop of unknown length moves {dict(body)}")
-                total.update({kind: count * int(trips[1]) for kind, count in body.items()} if trips else {})
-            else:
-                for called in CALLED.findall(line):
-                    total.update(within(called.strip().lstrip("%")))
-        return total
-
-    return within("")
-
-
-def size(shapes: str) -> int:
-    """The bytes of the arrays in a type like `(f32[3,3]{1,0}, f32[])`."""
-    total = 0
-    for kind, dimensions in ARRAY.findall(shapes):
-        count = 1
-        for length in filter(None, dimensions.split(",")):
-            count *= int(length)
-        total += count * WIDTHS[kind]
-    return total
 
 
 def compiled(name: str, axes: str, microbatches: int) -> tuple[str, int]:
@@ -112,7 +52,7 @@ def main() -> None:
     ratios, gathers = [], 0
     for name, axes, microbatches in CASES:
         program, gradient = compiled(name, axes, microbatches)
-        bytes_by_kind = moved(program)
+        bytes_by_kind = lp.plan.moved(program)
         total = sum(bytes_by_kind.values())
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in bytes_by_kind.most_common())
         rows.append([name, axes, microbatches, gradient, total, total / gradient, kinds])

@@ -19,6 +19,7 @@ from . import mesh as mesh
 from . import metrics as metrics
 from . import models as models
 from . import optimizers as optimizers
+from . import plan as plan
 from . import precision as precision
 from . import processes as processes
 from . import progress as progress

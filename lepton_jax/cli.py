@@ -175,7 +175,8 @@ def _before_jax(settings: Config) -> None:
 
     # XLA's C++ log lines are not for the people who train
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    devices = None if settings.mesh is None else mesh.size(mesh.parse(settings.mesh))
+    axes = None if settings.mesh in (None, "auto") else settings.mesh
+    devices = None if axes is None else mesh.size(mesh.parse(axes))
     if membership:
         processes.join(membership, devices)
     elif devices:

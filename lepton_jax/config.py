@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from lepton_jax.errors import InputError, unknown
 
@@ -20,7 +21,7 @@ class Config:
     """A named set of defaults for all other flags."""
     mesh: str | None = None
     """Devices as DATAxMODEL (8x1) or by name (data=4,fsdp=2); simulated where there are only CPUs. Default: all
-    accelerators on the data axis, or one CPU."""
+    accelerators on the data axis, or one CPU. auto: the fastest of those that fit, by lepton_jax.plan."""
     run: str | None = None
     """Run directory. The same command with the same directory resumes. Default: a new one under runs/."""
     seed: int = 0
@@ -34,8 +35,8 @@ class Config:
     """Examples per update, over all devices and microbatches."""
     eval_batch_size: int = 256
     """Examples per evaluation batch; changes no result."""
-    microbatches: int = 1
-    """Compute each batch in this many parts, one after the other, to save memory."""
+    microbatches: int | Literal["auto"] = 1
+    """Compute each batch in this many parts, one after the other, to save memory. auto: as few as fit."""
     bitwise: int | None = None
     """Compute each batch as this many virtual shards (8, say), so that 1, 2, 4 or 8 devices on the data axis make the
     same run to the last bit (MLPs, CNNs, ResNets). Batch statistics are then a shard's own."""
@@ -117,14 +118,19 @@ class Config:
     debug: bool = False
     """Show the traceback of an error."""
 
+    @property
+    def parts(self) -> int:
+        """The microbatches as a number; one while they are still to be chosen."""
+        return 1 if self.microbatches == "auto" else self.microbatches
+
     def check(self) -> None:
         """Raise InputError for a value that cannot work, before JAX starts and before anything is written."""
         self._check_numbers()
         self._check_choices()
-        if self.batch_size % self.microbatches:
+        if self.batch_size % self.parts:
             raise InputError(
-                f"--microbatches {self.microbatches} does not divide --batch-size {self.batch_size}",
-                f"the nearest batch that it divides is {_multiple(self.batch_size, self.microbatches)}",
+                f"--microbatches {self.parts} does not divide --batch-size {self.batch_size}",
+                f"the nearest batch that it divides is {_multiple(self.batch_size, self.parts)}",
             )
         if self.rollbacks < 0:
             raise InputError(f"--rollbacks {self.rollbacks} is negative", "0 gives up at the first loss that is lost")
@@ -142,11 +148,11 @@ class Config:
             raise InputError(f"--seeds {self.seeds} from --seed {self.seed} on pass 2**32-1", "use a seed from 0 up")
 
     def _check_shards(self, shards: int) -> None:
-        parts = shards * self.microbatches
+        parts = shards * self.parts
         if shards < 1 or shards & (shards - 1):
             raise InputError(f"--bitwise {shards} is not a power of two", "8 serves 1, 2, 4 and 8 devices")
         if self.batch_size % parts:
-            problem = f"--bitwise {shards}, in {self.microbatches} microbatch(es) each, does not divide --batch-size"
+            problem = f"--bitwise {shards}, in {self.parts} microbatch(es) each, does not divide --batch-size"
             raise InputError(f"{problem} {self.batch_size}", f"the nearest is {_multiple(self.batch_size, parts)}")
         if self.precision == "float16":
             problem = "--precision float16 scales the loss of each virtual shard by itself, and --bitwise forbids it"
@@ -155,7 +161,7 @@ class Config:
     def _check_numbers(self) -> None:
         counts = ("batch_size", "eval_batch_size", "microbatches", "log_every", "keep", "seeds")
         for name in (*counts, "epochs", "eval_every", "checkpoint_every"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) != "auto" and not getattr(self, name) > 0:
                 raise InputError(
                     f"{flag(name)} {getattr(self, name)} is not positive", f"give {flag(name)} more than 0"
                 )

@@ -37,6 +37,7 @@ from lepton_jax.config import Config
 from lepton_jax.data.paths import reason
 from lepton_jax.errors import InputError
 from lepton_jax.optimizers import learning_rate_scale
+from lepton_jax.plan import auto
 from lepton_jax.recipe import Recipe
 from lepton_jax.report import examples, page
 from lepton_jax.types import TrainState
@@ -68,9 +69,11 @@ class Clock:
 def run(recipe: Recipe, config: Config) -> Result:
     """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete.
 
-    With `--find-learning-rate`, sweep instead. Of several processes the first one writes.
+    With `--find-learning-rate`, sweep instead. Of several processes the first one writes. What is left to `auto` is
+    planned first, and recorded as chosen.
     """
     clock = Clock()
+    recipe, config = auto.resolved(recipe, config)
     mesh = meshes.make(config.mesh)
     if config.find_learning_rate:
         finder.require_drawing()
@@ -245,7 +248,7 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
 
     All that a step refuses it refuses here, before any file is written.
     """
-    steps.check_batch(config.batch_size, config.microbatches, mesh)
+    steps.check_batch(config.batch_size, config.parts, mesh)
     batch, key = steps.shapes(recipe.stream.batch(0)), keys.seeded(config.seed)
     inputs, classes = batch["input"], len(recipe.dataset.classes)
     with jax.set_mesh(mesh), accepting(inputs):

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -144,7 +144,7 @@ def fed(batch: Batch, mesh: Mesh) -> Batch:
     return batch if jax.process_count() == 1 else place(batch, mesh)
 
 
-def shardings(state: PyTree, mesh: Mesh, rules: Sequence[Rule] = (), fsdp: bool = True) -> PyTree:
+def shardings(state: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule] = (), fsdp: bool = True) -> PyTree:
     """How each leaf of `state` (arrays or shapes) lies over the mesh; `fsdp=False` for how it is computed with.
 
     The first rule whose pattern is found in the leaf's path applies; then fsdp takes the largest dimension that
@@ -177,7 +177,7 @@ def as_computed(gradient: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(gradient, layout)
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule], fsdp: bool) -> P:
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Sequence[Rule], fsdp: bool) -> P:
     axes: list[Any] = [None] * len(shape)
     for rule in rules:
         if re.search(rule.pattern, name) and len(rule.axes) == len(shape):

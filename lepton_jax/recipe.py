@@ -62,7 +62,7 @@ def step(config: Config, loss: Loss, optimizer: optax.GradientTransformation) ->
     if config.remat:
         loss = rematerialization.rematerialized(loss, config.remat)
     gradient, stats = precision.differentiated(loss, config.precision)
-    gradient = gradients.accumulate(gradient, config.microbatches)
+    gradient = gradients.accumulate(gradient, config.parts)
     if config.bitwise:
         gradient = gradients.sharded(gradient, config.bitwise)
     if config.sharpness:

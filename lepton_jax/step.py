@@ -120,6 +120,17 @@ def compile(
 
     Metrics come back whole on every device. Calling it with other shapes raises, so nothing recompiles unseen.
     """
+    return lower(step, state, batch, mesh, rules).compile()
+
+
+def lower(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+    state: TrainState,
+    batch: Mapping[str, Any],
+    mesh: Mesh,
+    rules: Sequence[Rule] = (),
+) -> Any:
+    """The step traced for states and batches like these and laid over the mesh, ready for the compiler."""
     lie = meshes.shardings(state, mesh, rules)
     rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
     used = meshes.shardings(state, mesh, rules, fsdp=False).params
@@ -132,7 +143,7 @@ def compile(
 
     jitted = jax.jit(gathered, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
     with jax.set_mesh(mesh):
-        return jitted.lower(shapes(state), shapes(dict(batch))).compile()
+        return jitted.lower(shapes(state), shapes(dict(batch)))
 
 
 def shapes(arrays: PyTree) -> PyTree:

@@ -25,7 +25,7 @@ def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict
     named = f"{mesh.size}{' x' if mesh.size > 1 else ''} {'CPU' if kind == 'cpu' else kind}"
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     per_device = config.batch_size // meshes.batch_shards(mesh)
-    microbatches = f", in {config.microbatches} microbatches" if config.microbatches > 1 else ""
+    microbatches = f", in {config.parts} microbatches" if config.parts > 1 else ""
     found = recipe.dataset
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

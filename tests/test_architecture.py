@@ -56,6 +56,7 @@ FLOORS = [
         "export",
         "serve",
         "launch",
+        "plan",
     },
     {"__main__"},
 ]

@@ -24,18 +24,18 @@ def program(mesh, function) -> str:
 
 
 def test_a_sum_over_devices_moves_its_result_once(mesh):
-    assert collectives.moved(program(mesh, lambda x: jax.lax.psum(x, "data"))) == {"all-reduce": 400}
+    assert lp.plan.moved(program(mesh, lambda x: jax.lax.psum(x, "data"))) == {"all-reduce": 400}
 
 
 def test_a_gather_moves_what_it_gathers(mesh):
-    assert collectives.moved(program(mesh, lambda x: jax.lax.all_gather(x, "data"))) == {"all-gather": 3200}
+    assert lp.plan.moved(program(mesh, lambda x: jax.lax.all_gather(x, "data"))) == {"all-gather": 3200}
 
 
 def test_a_collective_in_a_loop_counts_each_time(mesh):
     def three_times(x):
         return jax.lax.scan(lambda total, _: (jnp.sin(jax.lax.psum(total, "data")), None), x, None, length=3)[0]
 
-    assert collectives.moved(program(mesh, three_times)) == {"all-reduce": 1200}
+    assert lp.plan.moved(program(mesh, three_times)) == {"all-reduce": 1200}
 
 
 def test_a_loop_of_unknown_length_is_not_guessed(mesh):
@@ -43,18 +43,18 @@ def test_a_loop_of_unknown_length_is_not_guessed(mesh):
         return jax.lax.while_loop(lambda x: jnp.max(x) < 1e6, lambda x: jax.lax.psum(x, "data") + 1, x)
 
     with pytest.raises(ValueError, match="unknown length"):
-        collectives.moved(program(mesh, until_large))
+        lp.plan.moved(program(mesh, until_large))
 
 
 def test_data_parallelism_adds_up_the_gradient_once():
     text, gradient = collectives.compiled("mlp", "8x1", 1)
-    found = collectives.moved(text)
+    found = lp.plan.moved(text)
     assert set(found) == {"all-reduce"}
     assert gradient <= found["all-reduce"] <= 1.05 * gradient
 
 
 def test_sizes_of_types():
-    assert collectives.size("(f32[3,3]{1,0}, bf16[7], pred[], u8[2,0])") == 36 + 14 + 1
+    assert lp.plan.collectives.size("(f32[3,3]{1,0}, bf16[7], pred[], u8[2,0])") == 36 + 14 + 1
 
 
 def test_the_last_line_is_the_record(capsys):

@@ -101,25 +101,29 @@ def macs(model: Model, variables: Variables, inputs: Any) -> int:
     variables, inputs: arrays or shapes; nothing is computed. A scan counts for each of its rounds, of branches the
     dearest. Raises InputError for products in a while loop, whose rounds only the data know.
     """
-    return _counted(jax.make_jaxpr(lambda v, x: model.apply(v, x, False, None))(variables, inputs).jaxpr)
+    return multiplications(jax.make_jaxpr(lambda v, x: model.apply(v, x, False, None))(variables, inputs).jaxpr)
 
 
-def _counted(jaxpr: Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def multiplications(jaxpr: Jaxpr, rounds: bool = True) -> int:
+    """Those of a program, counted as `macs` says; without `rounds`, a scan counts once, as XLA's cost analysis has it.
+
+    Raises InputError for products in a while loop.
+    """
+    return sum(_of_equation(equation, rounds) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: Any, rounds: bool) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return math.prod(sum(dot_sizes(equation), ()))
     if name == "conv_general_dilated":
         return math.prod(sum(convolution_sizes(equation), ()))
-    inner = [_counted(jaxpr) for jaxpr in inside(params)]
+    inner = [multiplications(jaxpr, rounds) for jaxpr in inside(params)]
     if name == "while" and sum(inner):
         raise InputError("the model multiplies in a while loop, whose rounds are unknown", "use a scan or a fori_loop")
     if name == "cond":
         return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
+    return sum(inner) * (params["length"] if name == "scan" and rounds else 1)
 
 
 def dot_sizes(equation: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,6 +4,7 @@ import os
 
 from lepton_jax import errors
 from lepton_jax.data import text
+from lepton_jax.data.blank import blank
 from lepton_jax.data.checks import check
 from lepton_jax.data.cifar import cifar10
 from lepton_jax.data.digits import digits
@@ -32,9 +33,10 @@ NAMES = (
     "lines",
     "lines:LENGTH",
     "tfds:NAME",
+    "blank:SHAPE",
 )
 RESIZED = ("folder", "jsonl", "tfds")
-QUALIFIED = ("csv", "jsonl", "text", "lines", "tfds")  # names that may go on after a colon
+QUALIFIED = ("csv", "jsonl", "text", "lines", "tfds", "blank")  # names that may go on after a colon
 
 
 def load(
@@ -49,10 +51,11 @@ def load(
 
     digits (no directory), cifar10, folder (class folders of images), npz (a .npz file), idx (MNIST's files), csv
     (numbers and a column "label", or csv:COLUMN), jsonl (JSON lines of numbers, texts or images with labels), text
-    (windows of 128 bytes, or text:LENGTH), lines (a document per line, likewise), or tfds:NAME (prepared by TensorFlow
-    Datasets). What comes in one piece is split 80/20 by `seed`. `image_size` (pixels) resizes the images of folder,
-    jsonl and tfds; `on_bad_image` ("stop" or "skip") is for folder and jsonl. Raises InputError for an unknown name,
-    data that is missing or cannot be read, and data that cannot be trained on.
+    (windows of 128 bytes, or text:LENGTH), lines (a document per line, likewise), tfds:NAME (prepared by TensorFlow
+    Datasets), or blank:224x224x3:1000 (images of zeros, to plan and to time with; no directory). What comes in one
+    piece is split 80/20 by `seed`. `image_size` (pixels) resizes the images of folder, jsonl and tfds; `on_bad_image`
+    ("stop" or "skip") is for folder and jsonl. Raises InputError for an unknown name, data that is missing or cannot be
+    read, and data that cannot be trained on.
     """
     kind, _, rest = name.partition(":")
     _check(name, kind, rest, directory, image_size, on_bad_image)
@@ -77,6 +80,8 @@ def load(
             return check(text.lines(directory, text.length_of(kind, rest), seed=seed))
         case "tfds":
             return check(tfds(rest, directory, image_size))
+        case "blank":
+            return check(blank(rest))
         case _:
             raise errors.unknown("data set", name, NAMES)
 
@@ -91,6 +96,6 @@ def _check(name: str, kind: str, rest: str, directory: object, image_size: int |
     if image_size is not None and kind not in RESIZED:
         problem = f"the inputs of {kind!r} have a fixed size, and --image-size {image_size} is given"
         raise InputError(problem, f"leave --image-size out, or use it with {', '.join(RESIZED)}")
-    if kind == "digits" and directory is not None:
-        problem = f"'digits' reads no files, and --data-dir {str(directory)!r} is given"
+    if kind in ("digits", "blank") and directory is not None:
+        problem = f"{kind!r} reads no files, and --data-dir {str(directory)!r} is given"
         raise InputError(problem, "leave it out, or name the data that lies there: --data cifar10, folder ...")

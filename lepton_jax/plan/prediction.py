@@ -1,0 +1,156 @@
+"""What a mesh and a number of microbatches will need: counted where it can be counted, the rest from rehearsals."""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from lepton_jax import mesh as meshes
+from lepton_jax.plan import rehearsal
+from lepton_jax.plan.accelerators import Accelerator
+from lepton_jax.plan.collectives import Collective
+from lepton_jax.plan.rehearsal import Report, Work
+
+# of what a collective leaves on each of n devices, how much a ring sends from each
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
+LATENCY = 1e-5  # seconds to start a collective: no data sheet has it, and small steps are made of it
+
+
+class Prediction(NamedTuple):
+    """Of one step on one device: bytes of memory, FLOPs, bytes read and written, bytes moved, collectives."""
+
+    axes: Mapping[str, int]
+    microbatches: int
+    state: float  # parameters, optimizer and stats, as they rest
+    batch: float
+    temporaries: float  # activations, gradients, gathered parameters
+    outputs: float
+    flops: float
+    accessed: float
+    moved: Counter[Collective]
+    launched: int
+
+    @property
+    def memory(self) -> float:
+        """Peak bytes, as XLA counts them: arguments + outputs - aliased + temporaries."""
+        return self.state + self.batch + self.temporaries + self.outputs
+
+    def seconds(self, accelerator: Accelerator, precision: str) -> float:
+        """The roofline: the longer of multiplying and of reading, then what is sent, as if nothing overlapped it.
+
+        Williams et al. 2009, https://doi.org/10.1145/1498765.1498785. A bound from below: no device reaches it.
+        """
+        computing = max(self.flops / accelerator.peak(precision), self.accessed / accelerator.bandwidth)
+        return computing + LATENCY * self.launched + self.sending(accelerator)
+
+    def sending(self, accelerator: Accelerator) -> float:
+        """Seconds in which rings send what is moved, at the speed of the slowest link in them."""
+        devices = meshes.size(self.axes)
+        # the axes that split no batch lie innermost, so their groups are neighbours
+        near = accelerator.island if devices <= accelerator.island else devices // batch_shards(self.axes)
+        total = 0.0
+        for (kind, group), count in self.moved.items():
+            fast = group <= min(near, accelerator.island)
+            total += SENT[kind](group) * count / (accelerator.link if fast else accelerator.network)
+        return total
+
+
+class Predictor:
+    """Predicts the step of `work` on any mesh; compiles what it has to, once."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        self._rounds = functools.cache(lambda: rehearsal.rounds(work))
+        self._rehearsed = functools.cache(self._compiled)
+
+    def predict(self, axes: Mapping[str, int], microbatches: int) -> Prediction:
+        """The step on a mesh of these axes; the batch must be a multiple of the batch axes times the microbatches."""
+        held, few = resident(self.work, axes), self.stand_in(axes)
+        report = self._rehearsed(tuple(few.items()), self.work.size // batch_shards(axes), microbatches)
+        return Prediction(
+            axes=axes,
+            microbatches=microbatches,
+            state=held.state,
+            batch=held.batch,
+            temporaries=report.temporaries,
+            outputs=report.outputs,
+            flops=report.flops * microbatches * self._rounds(),
+            accessed=report.accessed * microbatches * self._rounds(),
+            moved=regrouped(report.moved, few, axes),
+            launched=report.launched,
+        )
+
+    def stand_in(self, axes: Mapping[str, int]) -> dict[str, int]:
+        """The mesh of few devices on which the step of a larger one is rehearsed: fewer share in the batch.
+
+        Its axes differ in size where there are enough devices, so that the size of a group tells along which it lay.
+        """
+        inner, shards = inner_axes(axes), batch_shards(axes)
+        room = max(jax.device_count() // meshes.size(inner), 1)
+        if self.work.shards:  # a device computes its shards one after the other, so their number enters
+            return {"data": shards, **inner}
+        if axes.get("fsdp", 1) > 1:
+            fitting = (size for size in (4, 2) if size not in inner.values() and size <= room)
+            return {"fsdp": next(fitting, min(axes["fsdp"], room)), **inner}
+        return {"data": min(shards, 3, room), **inner}
+
+    def _compiled(self, axes: tuple[tuple[str, int], ...], local: int, microbatches: int) -> Report:
+        return rehearsal.rehearse(self.work, dict(axes), local * batch_shards(dict(axes)), microbatches)
+
+
+def batch_shards(axes: Mapping[str, int]) -> int:
+    """Into how many pieces such a mesh splits a batch."""
+    return math.prod(axes.get(axis, 1) for axis in meshes.BATCH_AXES)
+
+
+def inner_axes(axes: Mapping[str, int]) -> dict[str, int]:
+    """The axes that split no batch."""
+    return {axis: size for axis, size in axes.items() if axis not in meshes.BATCH_AXES}
+
+
+class Resident(NamedTuple):
+    """Bytes that a device holds of the whole state, and of the batch."""
+
+    state: int
+    batch: int
+
+
+def resident(work: Work, axes: Mapping[str, int]) -> Resident:
+    """What a device of such a mesh holds, from the shardings alone; no device is needed."""
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+    layout = meshes.shardings(work.state, mesh, work.rules)
+    pairs = zip(jax.tree.leaves(work.state), jax.tree.leaves(layout), strict=True)
+    state = sum(math.prod(lies.shard_shape(x.shape)) * x.dtype.itemsize for x, lies in pairs)
+    return Resident(state, nbytes(work.batch) // batch_shards(axes))
+
+
+def regrouped(moved: Counter[Collective], stand_in: Mapping[str, int], axes: Mapping[str, int]) -> Counter[Collective]:
+    """What was moved on a mesh, over the groups of the larger one that it stood for."""
+    inner = inner_axes(axes)
+    kept = {*inner.values(), meshes.size(inner)} - {1}
+    found: Counter[Collective] = Counter()
+    for kind, group in moved:
+        devices = meshes.size(axes)
+        if kind == "collective-permute" or group in kept:
+            devices = group
+        elif group == batch_shards(stand_in):
+            # an all-gather there is fsdp's, all else is added up over everything that splits the batch
+            devices = axes["fsdp"] if kind == "all-gather" and "fsdp" in stand_in else batch_shards(axes)
+        if devices > 1:
+            found[Collective(kind, devices)] += moved[Collective(kind, group)]
+    return found
+
+
+def nbytes(batch: Mapping[str, Any]) -> int:
+    """The bytes of a batch."""
+    return sum(math.prod(rows.shape) * rows.dtype.itemsize for rows in batch.values())
