@@ -16,7 +16,7 @@ from lepton_jax.checkpoint import Checkpoints
 from lepton_jax.data import Stream
 from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.report import Reporter
-from lepton_jax.rows import Diverged
+from lepton_jax.rows import Diverged, Recovered, read
 from lepton_jax.types import Rule, TrainState
 
 NAME = "skipped.json"
@@ -53,14 +53,14 @@ def recovering(
     rules: tuple[Rule, ...],
     limit: int,
     reporter: Reporter,
-) -> Callable[[Diverged], tuple[Stream, TrainState, float]]:
-    """What to go on with after a loss that cannot be: (stream, state, loss of the last row before it).
+) -> Callable[[Diverged], Recovered]:
+    """What to go on with after a loss that cannot be.
 
     Back to the newest checkpoint before the step whose update may have led there, or to `first`, the state before the
     first step; without the batches of that step and of the one where it showed. Raises InputError after `limit` times.
     """
 
-    def recover(lost: Diverged) -> tuple[Stream, TrainState, float]:
+    def recover(lost: Diverged) -> Recovered:
         known = agreement.shared(lambda: rollbacks(directory))
         if len(known) >= limit:
             again = f", after going back {limit} time(s)" if limit else ""
@@ -69,7 +69,10 @@ def recovering(
         # the loss of a step shows what the update before it made
         numbers = [before.number(step) for step in (lost.step - 2, lost.step - 1) if step >= 0]
         checkpoints.forget(after=max(lost.step - 2, 0))
-        state = first() if checkpoints.latest() is None else checkpoints.restore(first(), mesh, rules)[0]
+        begun = {"window": []}
+        state = first()
+        if checkpoints.latest() is not None:
+            state, begun = checkpoints.restore(state, mesh, rules)
         back = int(state.step)
         rollback = {"step": lost.step, "problem": lost.problem, "back_to": back, "skipped": numbers}
 
@@ -80,6 +83,6 @@ def recovering(
 
         last = agreement.shared(note)
         reporter.say(f"recovered  {lost.problem}: back to step {back}, without the batches {numbers}")
-        return before.without(numbers), state, last
+        return Recovered(before.without(numbers), state, read(begun["window"]), last)
 
     return recover

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lepton_jax.data import Stream
 from lepton_jax.report import Reporter
 from lepton_jax.types import Batch, Step, TrainState
 
@@ -39,6 +40,15 @@ class Seen:
 
 
 Window = Sequence[Seen]  # the steps of a row
+
+
+class Recovered(NamedTuple):
+    """What a run goes on with: batches, state, the steps of the row that had begun there, and the loss of the last."""
+
+    stream: Stream
+    state: TrainState
+    begun: Window
+    last: float
 
 
 def packed(step: Step) -> Callable[[TrainState, Batch], tuple[TrainState, Seen]]:

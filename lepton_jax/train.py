@@ -19,7 +19,7 @@ from lepton_jax import step as steps_
 from lepton_jax.data import Stream
 from lepton_jax.errors import InputError, PreemptedError
 from lepton_jax.report import Reporter
-from lepton_jax.rows import Diverged, Log, Seen, Window, packed
+from lepton_jax.rows import Diverged, Log, Recovered, Seen, Window, packed
 from lepton_jax.selection import exact
 from lepton_jax.types import Batch, Rule, Step, TrainState
 
@@ -32,7 +32,7 @@ class Survival:
 
     save: keeps a state, its evaluation, and the row that has begun. check: raises where a save has failed; called with
     every row. leave: whether to save this step and leave; asked at every step, and in every process the same. recover:
-    the batches, the state and the last row's loss to go on with after a loss that cannot be. spike: a loss of so many
+    what to go on with after a loss that cannot be. spike: a loss of so many
     times the mean of the row before cannot be. begun, last: what an earlier life has seen of the first row, and the
     loss of its last row.
     """
@@ -40,7 +40,7 @@ class Survival:
     save: Save | None = None
     check: Callable[[], None] = lambda: None
     leave: Callable[[int], bool] = lambda step: False
-    recover: Callable[[Diverged], tuple[Stream, TrainState, float]] | None = None
+    recover: Callable[[Diverged], Recovered] | None = None
     spike: float = math.inf
     begun: Window = ()
     last: float = math.inf
@@ -93,9 +93,9 @@ def fit(job: Job, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             if job.survival.recover is None:
                 raise InputError(lost.problem, lost.remedy) from lost
             job.reporter.stage("recovering")
-            stream, state, last = job.survival.recover(lost)
+            stream, state, begun, last = job.survival.recover(lost)
             job.reporter.rewind(int(state.step))
-            job = replace(job, stream=stream, survival=replace(job.survival, begun=(), last=last))
+            job = replace(job, stream=stream, survival=replace(job.survival, begun=begun, last=last))
 
 
 def _fitted(job: Job, state: TrainState, program: "Program") -> tuple[TrainState, dict[str, float]]:
