@@ -315,6 +315,23 @@ def test_a_member_keeps_the_schedulers_settings_and_leaves_restarts_to_it(case, 
     assert (launched.log / "process-3" / "events.jsonl").exists() == (expected != 2)
 
 
+def test_a_program_that_is_gone_is_a_failure_like_another(tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nrm -f $0\nexit 70\n")
+    program.chmod(0o755)
+    command = [sys.executable, "-m", "lepton_jax.launch", "--log", str(tmp_path / "log"), "--backoff", "0.05"]
+    command += ["--no-probe", "--restarts", "2", "--", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 70, done.stderr
+    assert done.stdout.count("could not be started: No such file or directory") == 2
+
+
+def test_the_coordinator_listens_on_loopback_whatever_was_said_for_another_run(launch, monkeypatch):
+    monkeypatch.setenv("LEPTON_COORDINATOR_BIND", "0.0.0.0:8476")
+    launched = launch("print('LEPTON_COORDINATOR_BIND' in os.environ, os.environ['NCCL_SOCKET_IFNAME'])")
+    assert "False lo" in launched.ended(0)
+
+
 def test_the_ledger_tells_what_was_kept_and_what_was_lost(launch):
     code = (
         "tell('compile'); time.sleep(0.5); tell('step', 1); time.sleep(0.5)\n"

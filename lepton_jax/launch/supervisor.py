@@ -79,7 +79,12 @@ class Supervision:
         self._ledger.settle("start")
         if self._asked:
             return Ended((), Exit.PREEMPTED, 0, "asked to stop", False)
-        workers = self._started(count)
+        try:
+            workers = self._started(count)
+        except OSError as error:
+            self._failures += 1
+            why = f"{error.filename or settings.command[0]} could not be started: {error.strerror}"
+            return Ended((), Exit.INTERNAL, 0, why, False)
         life = Life(
             workers, settings.limits, settings.grace, lambda: self._asked, self._ledger, self._events, settings.log
         )
@@ -112,7 +117,17 @@ class Supervision:
         on = f" on {', '.join(hosts)}" if hosts else ""
         self._say("launch", f"{count} process(es){on}, life {self._lives}, log {self._settings.log}")
         self._events.write("launch", life=self._lives, processes=count, coordinator=address, hosts=hosts)
-        return [self._worker(number, count, address) for number in range(count)]
+        workers: list[Worker] = []
+        try:
+            for number in range(count):
+                workers.append(self._worker(number, count, address))
+        except OSError:
+            for worker in workers:
+                worker.kill()
+            while any(worker.left() is None for worker in workers):
+                time.sleep(TICK)
+            raise
+        return workers
 
     def _judge(self, ended: Ended, committed: int) -> None:
         """Count the failures since the last new checkpoint, and the time that is lost with them."""
@@ -163,11 +178,8 @@ class Supervision:
             each = len(devices) // count
             own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number * each : (number + 1) * each])
         if not self._hosts:
-            own = {
-                "NCCL_SOCKET_IFNAME": "lo",
-                **os.environ,
-                **own,
-            }  # NCCL, too, listens on loopback unless told otherwise
+            # NCCL, too, listens on loopback unless told otherwise
+            own = {"NCCL_SOCKET_IFNAME": "lo", **here, **own}
         with contextlib.ExitStack() as stack:
             log = self._log(number)
             output = None if log is None else stack.enter_context(log.open("ab"))
