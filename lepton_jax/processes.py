@@ -5,6 +5,7 @@ What is added: where the settings come from, and that process 0 listens on one a
 before `join`.
 """
 
+import os
 import re
 import socket
 import time
@@ -22,6 +23,7 @@ VARIABLES = {
     "processes": "LEPTON_PROCESSES",
 }
 BIND = "LEPTON_COORDINATOR_BIND"
+SIMULATED = "xla_force_host_platform_device_count"
 
 
 class Membership(NamedTuple):
@@ -170,6 +172,9 @@ def join(membership: Membership, devices: int | None = None) -> None:
     split and for a coordinator that has no address, and RuntimeError where the others do not come.
     """
     each = None if devices is None else share(devices, membership.processes)
+    if each is not None and SIMULATED in os.environ.get("XLA_FLAGS", ""):
+        problem = f"XLA_FLAGS sets {SIMULATED}, which {membership.processes} processes set by themselves"
+        raise InputError(problem, "unset it: each process simulates its share of the mesh")
     here = own_address(membership.coordinator)
     import jax
 

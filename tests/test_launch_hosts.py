@@ -141,9 +141,10 @@ def test_a_run_goes_on_with_fewer_machines(tmp_path):
 
 
 def test_too_few_that_are_well_are_an_error_of_the_machines(tmp_path):
-    made = launched(tmp_path, "", "--hosts", "dead,localhost")
+    made = launched(tmp_path, "", "--hosts", "dead,localhost", "--restarts", "1")
     assert "fewer than 2 machine(s) are well" in made.ended(70)
     assert not made.lives()
+    assert len(made.events("probe")) == 2
 
 
 def test_crashes_stalls_and_stacks_are_seen_from_afar(tmp_path):

@@ -212,6 +212,12 @@ def test_a_process_that_fails_leaves_at_once_with_70_and_does_not_wait_for_its_p
             process.communicate()
 
 
+def test_devices_that_xla_flags_simulate_are_refused(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    with pytest.raises(InputError, match="XLA_FLAGS sets"):
+        processes.join(Membership("127.0.0.1:1", 0, 2, "127.0.0.1:1"), 8)
+
+
 def test_a_mesh_that_cannot_be_split_is_refused_before_anyone_waits():
     with pytest.raises(InputError, match="3 device"):
         processes.join(Membership("127.0.0.1:1", 0, 2, "127.0.0.1:1"), 3)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 KINDS = ("productive", "compile", "save", "restore", "evaluation", "start", "lost")
@@ -15,11 +15,11 @@ class Ledger:
     """Seconds by kind.
 
     Time counts as what process 0 was doing. What no checkpoint holds is on trial: kept at the next checkpoint or a
-    good end, lost at a failure. Starting, compiling and restoring are costs of their own, lost or not; the time
-    between two lives is lost.
+    good end, lost at a failure. Starting, compiling and restoring are costs of their own, lost or not.
     """
 
-    def __init__(self):
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._begun = clock, clock()
         self._kept: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self._trial: dict[str, float] = dict.fromkeys(KINDS, 0.0)
 
@@ -27,9 +27,9 @@ class Ledger:
         """Time in a phase, one of `progress.PHASES`."""
         self._trial["productive" if phase == "step" else phase] += seconds
 
-    def wait(self, seconds: float) -> None:
-        """Time in which nothing ran."""
-        self._kept["lost"] += seconds
+    def settle(self, kind: str) -> None:
+        """What has passed and was not counted is of this kind: nothing ran, or nobody looked."""
+        self._kept[kind] += max(0.0, self._clock() - self._begun - sum(self._kept.values()) - sum(self._trial.values()))
 
     def keep(self) -> None:
         """A checkpoint holds what was done, or it ended well."""

@@ -1,5 +1,6 @@
 """One life of the group: watched from the start until all have left."""
 
+import contextlib
 import shutil
 import signal
 import time
@@ -45,8 +46,8 @@ class Life:
         self._left: list[tuple[int, int]] = []
         self._deadline: float | None = None  # by when those that are left have to be gone
         self._passed_on = 0
+        self._killed = False
         self.committed = -1
-        self._trained = False
 
     def watch(self) -> Ended:
         """Until nobody is left: pass signals on, kill the peers of the dead, and whoever does not move."""
@@ -62,13 +63,16 @@ class Life:
                     stuck = [worker for worker in here if worker.idle() > self._limits[worker.phase]]
                     if stuck:
                         return self._stalled(here, stuck[0])
-                elif now > self._deadline:
+                elif now > self._deadline and not self._killed:
                     self._end(here)
         finally:
             for worker in self._workers:
                 worker.kill()
         process, code = verdict.verdict(self._left)
-        return Ended(tuple(self._left), code, process, f"process {process} {verdict.described(code)}", self._trained)
+        return self._ended(code, process, f"process {process} {verdict.described(code)}")
+
+    def _ended(self, code: int, process: int, why: str) -> Ended:
+        return Ended(tuple(self._left), code, process, why, any(worker.step is not None for worker in self._workers))
 
     def _staying(self) -> list[Worker]:
         gone = {process for process, _ in self._left}
@@ -78,10 +82,10 @@ class Life:
                 worker.look()
                 self._left.append((worker.number, code))
                 self._events.write("exit", process=worker.number, code=code, phase=worker.phase, step=worker.step)
-                if self._deadline is None or code not in (Exit.DONE, Exit.PREEMPTED):
-                    # those that end well may take their time, to write and to save
-                    patience = self._grace if code in (Exit.DONE, Exit.PREEMPTED) else SETTLE
-                    self._deadline = min(self._deadline or float("inf"), time.monotonic() + patience)
+                # where one has ended well the others may take their time, to write and to save
+                well = code == Exit.DONE or any(code == Exit.PREEMPTED for _, code in self._left)
+                by = time.monotonic() + (self._grace if well else SETTLE)
+                self._deadline = min(self._deadline or by, by)
         gone = {process for process, _ in self._left}
         self._note_commits()
         return [worker for worker in here if worker.number not in gone]
@@ -89,7 +93,6 @@ class Life:
     def _look(self, here: Sequence[Worker], seconds: float) -> None:
         for worker in here:
             worker.look()
-        self._trained |= any(worker.step is not None for worker in self._workers)
         self._ledger.spend(self._workers[0].phase, seconds)
         self._note_commits()
 
@@ -112,6 +115,7 @@ class Life:
             self._deadline = self._deadline or now + self._grace
 
     def _end(self, here: Sequence[Worker]) -> None:
+        self._killed = True
         self._events.write("kill", processes=[worker.number for worker in here])
         for worker in here:
             worker.kill()
@@ -129,7 +133,7 @@ class Life:
         while here := self._staying():
             time.sleep(TICK)
         why = f"process {stuck.number} has not moved for {seconds:.0f} s ({stuck.phase})"
-        return Ended(tuple(self._left), Exit.STALLED, stuck.number, why, self._trained)
+        return self._ended(Exit.STALLED, stuck.number, why)
 
     def _stacks(self, here: Sequence[Worker]) -> list[str]:
         """Wait for the stacks, and keep them: the files' names in the supervision directory."""
@@ -140,8 +144,9 @@ class Life:
         kept = []
         for worker in filter(_written, here):
             name = f"stacks-{time.strftime('%Y%m%d-%H%M%S')}-{worker.number}.txt"
-            shutil.copyfile(worker.stacks, self._log / name)
-            kept.append(name)
+            with contextlib.suppress(OSError):
+                shutil.copyfile(worker.stacks, self._log / name)
+                kept.append(name)
         return kept
 
 

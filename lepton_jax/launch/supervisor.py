@@ -20,7 +20,7 @@ from lepton_jax.launch.life import TICK, Ended, Life
 from lepton_jax.launch.remote import Remote, there
 from lepton_jax.launch.settings import Settings
 from lepton_jax.launch.worker import Local, Worker
-from lepton_jax.processes import VARIABLES
+from lepton_jax.processes import BIND, VARIABLES
 
 TAIL = 15  # lines of a failed worker's log that are shown
 
@@ -56,11 +56,9 @@ class Supervision:
         if self._settings.probe and not self._settings.hosts:
             self._place(placement.here(count, str(self._settings.log), free_port), 1)
         while True:
-            if self._settings.hosts and not (count := self._choose(count)):
-                return self._end(Exit.INTERNAL, f"fewer than {self._settings.min_processes} machine(s) are well")
             ended = self._live(count)
             if self._asked:
-                return self._end(verdict.stopped(ended.left, self._asked[0]), ended.why)
+                return self._end(verdict.stopped(ended.left, self._asked[0], ended.trained), ended.why)
             if self._settings.member:
                 return self._end(verdict.shell(ended.code), ended.why)
             if ended.code in verdict.FINAL:
@@ -70,7 +68,30 @@ class Supervision:
                 return self._end(code, f"{ended.why}; {self._settings.restarts} restart(s) brought no new checkpoint")
             count = self._next(count, ended)
             if not self._pause(ended, count):
-                return self._end(verdict.stopped([(0, Exit.PREEMPTED)], self._asked[0]), "asked to stop")
+                return self._end(verdict.stopped((), self._asked[0], False), "asked to stop")
+
+    def _live(self, count: int) -> Ended:
+        """One life of so many processes, or of fewer where fewer machines are well."""
+        settings = self._settings
+        if settings.hosts and not (count := self._choose(count)):
+            self._failures += 1
+            return Ended((), Exit.INTERNAL, 0, f"fewer than {settings.min_processes} machine(s) are well", False)
+        self._ledger.settle("start")
+        if self._asked:
+            return Ended((), Exit.PREEMPTED, 0, "asked to stop", False)
+        try:
+            workers = self._started(count)
+        except OSError as error:
+            self._failures += 1
+            why = f"{error.filename or settings.command[0]} could not be started: {error.strerror}"
+            return Ended((), Exit.INTERNAL, 0, why, False)
+        life = Life(
+            workers, settings.limits, settings.grace, lambda: self._asked, self._ledger, self._events, settings.log
+        )
+        ended = life.watch()
+        self.trained |= ended.trained
+        self._judge(ended, life.committed)
+        return ended
 
     def _choose(self, count: int) -> int:
         """Choose machines anew before every life: as many processes as there are machines that are well; 0 for none."""
@@ -89,19 +110,24 @@ class Supervision:
             self._say("sick", f"{host}: {why}")
         return hosts
 
-    def _live(self, count: int) -> Ended:
-        address = f"{self._hosts[0].rsplit('@', 1)[-1]}:{remote_port()}" if self._hosts else f"127.0.0.1:{free_port()}"
+    def _started(self, count: int) -> list[Worker]:
+        hosts = self._hosts[:count]
+        address = f"{hosts[0].rsplit('@', 1)[-1]}:{remote_port()}" if hosts else f"127.0.0.1:{free_port()}"
         self._lives += 1
-        on = f" on {', '.join(self._hosts[:count])}" if self._hosts else ""
+        on = f" on {', '.join(hosts)}" if hosts else ""
         self._say("launch", f"{count} process(es){on}, life {self._lives}, log {self._settings.log}")
-        self._events.write("launch", life=self._lives, processes=count, coordinator=address, hosts=self._hosts[:count])
-        workers = [self._worker(number, count, address) for number in range(count)]
-        asked, settings = (lambda: self._asked), self._settings
-        life = Life(workers, settings.limits, settings.grace, asked, self._ledger, self._events, settings.log)
-        ended = life.watch()
-        self.trained |= ended.trained
-        self._judge(ended, life.committed)
-        return ended
+        self._events.write("launch", life=self._lives, processes=count, coordinator=address, hosts=hosts)
+        workers: list[Worker] = []
+        try:
+            for number in range(count):
+                workers.append(self._worker(number, count, address))
+        except OSError:
+            for worker in workers:
+                worker.kill()
+            while any(worker.left() is None for worker in workers):
+                time.sleep(TICK)
+            raise
+        return workers
 
     def _judge(self, ended: Ended, committed: int) -> None:
         """Count the failures since the last new checkpoint, and the time that is lost with them."""
@@ -112,6 +138,7 @@ class Supervision:
         else:
             self._failures += 1
             self._ledger.lose()
+        self._ledger.settle("lost")
 
     def _next(self, count: int, ended: Ended) -> int:
         """As many as wanted; fewer, where so many did not come as far as a step."""
@@ -131,7 +158,7 @@ class Supervision:
         before = time.monotonic()
         while time.monotonic() - before < seconds and not self._asked:
             time.sleep(TICK)
-        self._ledger.wait(time.monotonic() - before)
+        self._ledger.settle("lost")
         return not self._asked
 
     def _end(self, code: int, why: str) -> int:
@@ -145,23 +172,21 @@ class Supervision:
         settings = self._settings
         if settings.member:
             return Local(number, settings.command, os.environ, None, self._scratch)
+        here = {name: value for name, value in os.environ.items() if name != BIND}
         own = dict(zip(VARIABLES.values(), (address, str(number), str(count)), strict=True))
         if devices := settings.devices:
             each = len(devices) // count
             own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[number * each : (number + 1) * each])
         if not self._hosts:
-            own = {
-                "NCCL_SOCKET_IFNAME": "lo",
-                **os.environ,
-                **own,
-            }  # NCCL, too, listens on loopback unless told otherwise
+            # NCCL, too, listens on loopback unless told otherwise
+            own = {"NCCL_SOCKET_IFNAME": "lo", **here, **own}
         with contextlib.ExitStack() as stack:
             log = self._log(number)
             output = None if log is None else stack.enter_context(log.open("ab"))
             if not self._hosts:
                 return Local(number, settings.command, own, output, self._scratch)
             agent = there(settings.ssh, self._hosts[number], "lepton_jax.launch.agent")
-            return Remote(number, settings.command, {**os.environ, **own}, output, self._scratch, agent)
+            return Remote(number, settings.command, {**here, **own}, output, self._scratch, agent)
 
     def _log(self, number: int) -> pathlib.Path | None:
         """Process 0 speaks on the terminal, the others into files."""

@@ -34,12 +34,18 @@ def verdict(left: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return next(((process, code) for process, code in left if code != Exit.DONE), (0, Exit.DONE))
 
 
-def stopped(left: Sequence[tuple[int, int]], by: int) -> int:
-    """The supervisor's own exit code after it was asked to stop by a signal and has passed it on."""
+def stopped(left: Sequence[tuple[int, int]], by: int, trained: bool) -> int:
+    """The supervisor's own exit code after it was asked to stop by a signal and has passed it on.
+
+    trained: whether there was anything to save; a process that the signal ends before its first step loses nothing.
+    """
     _, code = verdict(left)
-    if code in (*FINAL, Exit.PREEMPTED):
+    if left and code in (*FINAL, Exit.PREEMPTED):
         return code
-    return Exit.INTERRUPTED if by == signal.SIGINT else Exit.INTERNAL  # killed, and not saved
+    if by == signal.SIGINT:
+        return Exit.INTERRUPTED
+    lossless = not trained and all(code in (Exit.DONE, Exit.PREEMPTED, -by) for _, code in left)
+    return Exit.PREEMPTED if lossless else Exit.INTERNAL
 
 
 def shell(code: int) -> int:
