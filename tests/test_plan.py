@@ -8,6 +8,7 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lepton_jax as lp
@@ -140,12 +141,10 @@ def test_candidates_are_meshes_of_all_devices_that_divide_the_batch():
     assert "a batch of 64" in error.value.remedy
 
 
-def test_a_named_mesh_must_fit_devices_and_batch():
-    assert choice.given(work(64), "4x2", 8) == [{"data": 4, "model": 2}]
-    with pytest.raises(InputError, match="takes 4 devices, and there are 8"):
-        choice.given(work(64), "4x1", 8)
+def test_a_named_mesh_must_divide_the_batch():
+    assert choice.given(work(64), "4x2") == [{"data": 4, "model": 2}]
     with pytest.raises(InputError, match="does not divide over the mesh 8x1 and 16"):
-        choice.given(work(64), "8x1", 8, 16)
+        choice.given(work(64), "8x1", 16)
 
 
 class Counted(plan.Predictor):
@@ -228,6 +227,7 @@ REFUSED = {
     "experiments.resnet --devices 8 --input 8x8x1": "--input is given alone",
     "experiments.resnet --devices 8 --preset imagenet": "no --data-dir says where it lies",
     "experiments.resnet --devices 8 --model resnet20 --dephts 3": "unknown argument '--dephts'",
+    "experiments.resnet --devices 8 --mesh 4x1": "--mesh 4x1 does not take --devices 8",
     "experiments.resnet": "--devices",
 }
 
@@ -312,10 +312,20 @@ def test_microbatches_are_as_few_as_fit_a_given_mesh(tmp_path, monkeypatch):
         auto.resolved(recipe, config)
 
 
-def test_what_is_given_is_left_alone():
-    config = resnet.Config(model="mlp", mesh="8x1", microbatches=2)
-    recipe = resnet.compose(config)
-    assert auto.resolved(recipe, config) == (recipe, config)
+def test_only_what_is_left_open_is_planned():
+    assert not auto.asked(resnet.Config(mesh="8x1", microbatches=2))
+    assert auto.asked(resnet.Config(mesh="auto"))
+    assert auto.asked(resnet.Config(microbatches="auto"))
+
+
+def test_a_model_that_cannot_take_the_data_is_refused_before_it_is_planned(tmp_path):
+    data = tmp_path / "data.npz"
+    rows = np.zeros((256, 5), np.float32)
+    labels = np.arange(256) % 2
+    np.savez(data, train_images=rows, train_labels=labels, test_images=rows, test_labels=labels)
+    with pytest.raises(InputError, match="cannot take inputs of float32 of shape"):
+        run(tmp_path / "a", "--mesh", "auto", "--data", "npz", "--data-dir", str(data))
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_recipe_with_a_step_of_its_own_is_not_cut_anew():
