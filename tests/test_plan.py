@@ -16,7 +16,7 @@ from experiments import resnet
 from lepton_jax import mesh, plan
 from lepton_jax.errors import InputError
 from lepton_jax.plan import __main__ as command
-from lepton_jax.plan import accelerators, auto, choice, collectives, prediction, table
+from lepton_jax.plan import accelerators, auto, choice, collectives, prediction, rehearsal, table
 from lepton_jax.plan.collectives import Collective
 from lepton_jax.plan.prediction import Prediction
 
@@ -71,6 +71,36 @@ def test_many_devices_are_rehearsed_on_few():
     found = plan.Predictor(work())
     for axes in ({"data": 64, "model": 1}, {"data": 8, "fsdp": 8}, {"data": 32, "model": 2}, {"fsdp": 64}):
         assert mesh.size(found.stand_in(axes)) <= 8
+
+
+PROGRAM = """
+%body (p: f32[4]) -> f32[4] {
+  %r = f32[4]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+ENTRY %main (a: f32[4]) -> f32[8] {
+  %loop = f32[4]{0} while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %g = f32[8]{0} all-gather(%loop), replica_groups=[2,2]<=[4], dimensions={0}
+}
+"""
+
+
+def test_bytes_and_starts_are_counted_by_kind_and_group_with_loops():
+    assert collectives.by_group(PROGRAM) == {Collective("all-reduce", 2): 48, Collective("all-gather", 2): 32}
+    assert plan.moved(PROGRAM) == {"all-reduce": 48, "all-gather": 32}
+    assert collectives.launched(PROGRAM) == 4
+
+
+def test_what_a_scan_multiplies_counts_for_each_of_its_rounds():
+    def step(microbatches):
+        def scanned(state, batch):
+            return jax.lax.scan(lambda x, _: (x @ state, None), batch["input"] @ state, None, length=5)[0], {}
+
+        return scanned
+
+    batch = {"input": jax.ShapeDtypeStruct((4, 4), jnp.float32)}
+    scanning = plan.Work(step, jax.ShapeDtypeStruct((4, 4), jnp.float32), batch)
+    assert rehearsal.rounds(scanning) == 3  # six products, of which a count that goes through once sees two
 
 
 GROUPS = {
