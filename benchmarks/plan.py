@@ -31,17 +31,24 @@ def work(name: str, *flags: str) -> lp.plan.Work:
     return lp.plan.of_recipe(module.compose(config), config)
 
 
-def main(meshes: tuple[str, ...] = (*MESHES, *LARGE), microbatches: tuple[int, ...] = (1, 4)) -> None:
+def main(
+    models: tuple[str, ...] = tuple(RECIPES),
+    meshes: tuple[str, ...] = (*MESHES, *LARGE),
+    microbatches: tuple[int, ...] = (1, 4),
+) -> None:
     """Predict, compile, compare.
 
     Args:
+        models: The recipes: mlp, resnet20, vit.
         meshes: The meshes.
         microbatches: Numbers of microbatches; on meshes of 64 devices the first alone.
     """
+    from lepton_jax.plan import choice
+
     lp.mesh.simulate(DEVICES)
     rows, errors = [], []
-    for name, flags in RECIPES.items():
-        predictor = lp.plan.Predictor(work(*flags))
+    for name in models:
+        predictor = lp.plan.Predictor(work(*lp.errors.named("model", name, RECIPES)))
         for mesh in meshes:
             axes = lp.mesh.parse(mesh)
             for number in microbatches if mesh in MESHES else microbatches[:1]:
@@ -50,7 +57,7 @@ def main(meshes: tuple[str, ...] = (*MESHES, *LARGE), microbatches: tuple[int, .
                 stand_in = predictor.stand_in(axes)
                 errors.append(found.memory / report.peak - 1)
                 sizes = [round(size) for size in (found.memory, report.peak)]
-                rows.append([name, mesh, number, lp.plan.choice.text(stand_in), *sizes, f"{errors[-1]:+.2%}"])
+                rows.append([name, mesh, number, choice.text(stand_in), *sizes, f"{errors[-1]:+.2%}"])
                 print(*rows[-1], flush=True)
     head = ["model", "mesh", "microbatches", "rehearsed on", "predicted, bytes", "XLA's report", "error"]
     worst = max(map(abs, errors))

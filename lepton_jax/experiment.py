@@ -37,7 +37,7 @@ from lepton_jax.config import Config
 from lepton_jax.data.paths import reason
 from lepton_jax.errors import InputError
 from lepton_jax.optimizers import learning_rate_scale
-from lepton_jax.plan import auto
+from lepton_jax.plan import auto, work
 from lepton_jax.recipe import Recipe
 from lepton_jax.report import examples, page
 from lepton_jax.types import TrainState
@@ -73,7 +73,9 @@ def run(recipe: Recipe, config: Config) -> Result:
     planned first, and recorded as chosen.
     """
     clock = Clock()
-    recipe, config = auto.resolved(recipe, config)
+    if auto.asked(config):
+        with accepting(work.shapes(recipe, config)["input"]):
+            recipe, config = auto.resolved(recipe, config)
     mesh = meshes.make(config.mesh)
     if config.find_learning_rate:
         finder.require_drawing()

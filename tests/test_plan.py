@@ -8,6 +8,7 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lepton_jax as lp
@@ -15,7 +16,7 @@ from experiments import resnet
 from lepton_jax import mesh, plan
 from lepton_jax.errors import InputError
 from lepton_jax.plan import __main__ as command
-from lepton_jax.plan import accelerators, auto, choice, collectives, prediction, table
+from lepton_jax.plan import accelerators, auto, choice, collectives, prediction, rehearsal, table
 from lepton_jax.plan.collectives import Collective
 from lepton_jax.plan.prediction import Prediction
 
@@ -70,6 +71,36 @@ def test_many_devices_are_rehearsed_on_few():
     found = plan.Predictor(work())
     for axes in ({"data": 64, "model": 1}, {"data": 8, "fsdp": 8}, {"data": 32, "model": 2}, {"fsdp": 64}):
         assert mesh.size(found.stand_in(axes)) <= 8
+
+
+PROGRAM = """
+%body (p: f32[4]) -> f32[4] {
+  %r = f32[4]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+ENTRY %main (a: f32[4]) -> f32[8] {
+  %loop = f32[4]{0} while(%a), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %g = f32[8]{0} all-gather(%loop), replica_groups=[2,2]<=[4], dimensions={0}
+}
+"""
+
+
+def test_bytes_and_starts_are_counted_by_kind_and_group_with_loops():
+    assert collectives.by_group(PROGRAM) == {Collective("all-reduce", 2): 48, Collective("all-gather", 2): 32}
+    assert plan.moved(PROGRAM) == {"all-reduce": 48, "all-gather": 32}
+    assert collectives.launched(PROGRAM) == 4
+
+
+def test_what_a_scan_multiplies_counts_for_each_of_its_rounds():
+    def step(microbatches):
+        def scanned(state, batch):
+            return jax.lax.scan(lambda x, _: (x @ state, None), batch["input"] @ state, None, length=5)[0], {}
+
+        return scanned
+
+    batch = {"input": jax.ShapeDtypeStruct((4, 4), jnp.float32)}
+    scanning = plan.Work(step, jax.ShapeDtypeStruct((4, 4), jnp.float32), batch)
+    assert rehearsal.rounds(scanning) == 3  # six products, of which a count that goes through once sees two
 
 
 GROUPS = {
@@ -140,12 +171,10 @@ def test_candidates_are_meshes_of_all_devices_that_divide_the_batch():
     assert "a batch of 64" in error.value.remedy
 
 
-def test_a_named_mesh_must_fit_devices_and_batch():
-    assert choice.given(work(64), "4x2", 8) == [{"data": 4, "model": 2}]
-    with pytest.raises(InputError, match="takes 4 devices, and there are 8"):
-        choice.given(work(64), "4x1", 8)
+def test_a_named_mesh_must_divide_the_batch():
+    assert choice.given(work(64), "4x2") == [{"data": 4, "model": 2}]
     with pytest.raises(InputError, match="does not divide over the mesh 8x1 and 16"):
-        choice.given(work(64), "8x1", 8, 16)
+        choice.given(work(64), "8x1", 16)
 
 
 class Counted(plan.Predictor):
@@ -228,6 +257,7 @@ REFUSED = {
     "experiments.resnet --devices 8 --input 8x8x1": "--input is given alone",
     "experiments.resnet --devices 8 --preset imagenet": "no --data-dir says where it lies",
     "experiments.resnet --devices 8 --model resnet20 --dephts 3": "unknown argument '--dephts'",
+    "experiments.resnet --devices 8 --mesh 4x1": "--mesh 4x1 does not take --devices 8",
     "experiments.resnet": "--devices",
 }
 
@@ -312,10 +342,20 @@ def test_microbatches_are_as_few_as_fit_a_given_mesh(tmp_path, monkeypatch):
         auto.resolved(recipe, config)
 
 
-def test_what_is_given_is_left_alone():
-    config = resnet.Config(model="mlp", mesh="8x1", microbatches=2)
-    recipe = resnet.compose(config)
-    assert auto.resolved(recipe, config) == (recipe, config)
+def test_only_what_is_left_open_is_planned():
+    assert not auto.asked(resnet.Config(mesh="8x1", microbatches=2))
+    assert auto.asked(resnet.Config(mesh="auto"))
+    assert auto.asked(resnet.Config(microbatches="auto"))
+
+
+def test_a_model_that_cannot_take_the_data_is_refused_before_it_is_planned(tmp_path):
+    data = tmp_path / "data.npz"
+    rows = np.zeros((256, 5), np.float32)
+    labels = np.arange(256) % 2
+    np.savez(data, train_images=rows, train_labels=labels, test_images=rows, test_labels=labels)
+    with pytest.raises(InputError, match="cannot take inputs of float32 of shape"):
+        run(tmp_path / "a", "--mesh", "auto", "--data", "npz", "--data-dir", str(data))
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_recipe_with_a_step_of_its_own_is_not_cut_anew():

@@ -6,14 +6,13 @@ python -m lepton_jax.plan experiments.resnet --preset imagenet --input 224x224x3
 
 import dataclasses
 import importlib
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import tyro
 
-from lepton_jax import cli, errors
+from lepton_jax import cli, errors, mesh
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError
 from lepton_jax.plan.accelerators import ACCELERATORS, Accelerator, nbytes
@@ -54,12 +53,15 @@ def main(arguments: list[str]) -> None:
     memory = accelerator.memory if request.memory is None else nbytes(request.memory)
     module = imported(request.experiment)
     config = configured(module, request, [other for other in others if other != "--"])
-    print(
-        f"planning   {request.experiment}, {request.devices} x {accelerator.name}, batch {config.batch_size}",
-        flush=True,
-    )
+    devices = f"{request.devices} x {accelerator.name}"
+    print(f"planning   {request.experiment} on {devices}, a batch of {config.batch_size:,}", flush=True)
     simulate(max(SIMULATED, request.devices if request.devices <= CHECKED else 0))
-    show(module.compose(config), config, request.devices, memory, accelerator)
+    from lepton_jax import experiment
+    from lepton_jax.plan import work
+
+    recipe = module.compose(config)
+    with experiment.accepting(work.shapes(recipe, config)["input"]):
+        show(recipe, config, request.devices, memory, accelerator)
 
 
 def imported(name: str) -> Any:
@@ -89,16 +91,17 @@ def configured(module: Any, request: Request, flags: list[str]) -> Config:
     elif config.data_dir is None and config.data.partition(":")[0] not in ("digits", "blank"):
         problem = f"--data {config.data} is planned for, and no --data-dir says where it lies"
         raise InputError(problem, "give it, or plan without data: --input 224x224x3 --classes 1000")
+    if config.mesh not in (None, "auto") and mesh.size(mesh.parse(config.mesh)) != request.devices:
+        raise InputError(
+            f"--mesh {config.mesh} does not take --devices {request.devices}", "leave it out, or change one"
+        )
     config.check()
     return config
 
 
 def simulate(devices: int) -> None:
     """Start JAX on so many simulated devices, whatever accelerators this machine has."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
-
-    from lepton_jax import mesh
 
     jax.config.update("jax_platforms", "cpu")
     mesh.simulate(devices)
@@ -113,12 +116,11 @@ def show(recipe: Any, config: Config, devices: int, memory: float, accelerator: 
     if config.mesh in (None, "auto"):
         axes = choice.candidates(wanted, devices, number or 1)
     else:
-        axes = choice.given(wanted, config.mesh, devices, number or 1)
+        axes = choice.given(wanted, config.mesh, number or 1)
     plan = choice.planned(choice.Predictor(wanted), axes, memory, accelerator, config.precision, number)
     print(table.told(plan, memory, accelerator, config.precision))
     if plan.chosen is None:
         raise choice.too_large(plan, memory)
-    mesh = choice.text(plan.chosen.axes)
     print("", *table.parts(plan.chosen, config.precision), sep="\n")
     if devices <= CHECKED:
         report = rehearsal.rehearse(wanted, plan.chosen.axes, wanted.size, plan.chosen.microbatches)
@@ -126,7 +128,7 @@ def show(recipe: Any, config: Config, devices: int, memory: float, accelerator: 
         print(f"checked    compiled whole, XLA reports {choice.size(report.peak)}: the prediction is off by {off:+.1%}")
     if config.precision != "float32":
         print(f"note       this CPU's compiler computes {config.precision} in float32: memory and traffic are bounds")
-    print(f"chosen     --mesh {mesh} --microbatches {plan.chosen.microbatches}")
+    print(f"chosen     --mesh {choice.text(plan.chosen.axes)} --microbatches {plan.chosen.microbatches}")
 
 
 if __name__ == "__main__":

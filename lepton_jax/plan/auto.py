@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from lepton_jax import runs
+from lepton_jax import runs, summary
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError
 from lepton_jax.plan import accelerators, choice
@@ -18,14 +18,17 @@ from lepton_jax.recipe import Recipe
 AUTO = "auto"
 
 
+def asked(config: Config) -> bool:
+    """Whether the flags leave something to `auto`."""
+    return AUTO in (config.mesh, config.microbatches)
+
+
 def resolved(recipe: Recipe, config: Config) -> tuple[Recipe, Config]:
-    """The recipe and its flags with what was left to `auto` chosen, and said; without any, as they are.
+    """The recipe and its flags with what is left to `auto` chosen, and said.
 
     A run that goes on keeps its microbatches, which are part of what it computes. Raises InputError where nothing
     fits, and for a run of several processes.
     """
-    if AUTO not in (config.mesh, config.microbatches):
-        return recipe, config
     if jax.process_count() > 1:
         problem = f"auto plans for one process, and this run has {jax.process_count()}"
         raise InputError(problem, "give --mesh and --microbatches as python -m lepton_jax.plan finds them")
@@ -33,14 +36,15 @@ def resolved(recipe: Recipe, config: Config) -> tuple[Recipe, Config]:
     if config.mesh == AUTO:
         axes = choice.candidates(work, devices, number or 1)
     else:
-        axes = choice.given(work, config.mesh or f"{devices}x1", devices, number or 1)
+        axes = choice.given(work, config.mesh or f"{devices}x1", number or 1)
     accelerator = accelerators.of_kind(jax.devices()[0].device_kind) or accelerators.ACCELERATORS["h100"]
     plan = choice.planned(Predictor(work), axes, memory, accelerator, config.precision, number)
     if plan.chosen is None:
         raise choice.too_large(plan, memory)
     mesh, number = choice.text(plan.chosen.axes), plan.chosen.microbatches
     needed = f"{choice.size(plan.chosen.memory)} of {choice.size(memory)} on each device"
-    print(f"plan       --mesh {mesh} --microbatches {number}: {needed}, as predicted", flush=True)
+    said = f"--mesh {mesh} --microbatches {number}: {needed}, as predicted"
+    print(*summary.labelled("plan", said), sep="\n", flush=True)
     chosen = dataclasses.replace(config, mesh=mesh, microbatches=number)
     return in_microbatches(recipe, config, number), chosen
 

@@ -25,12 +25,9 @@ class Plan(NamedTuple):
     chosen: Prediction | None
 
 
-def given(work: Work, mesh: str, devices: int, microbatches: int = 1) -> list[dict[str, int]]:
-    """The one mesh that is named. Raises InputError where it takes other devices, or does not divide the batch."""
+def given(work: Work, mesh: str, microbatches: int = 1) -> list[dict[str, int]]:
+    """The one mesh that is named. Raises InputError where it does not divide the batch."""
     axes = meshes.parse(mesh)
-    if meshes.size(axes) != devices:
-        problem = f"the mesh {mesh} takes {meshes.size(axes)} devices, and there are {devices}"
-        raise InputError(problem, "give one of as many, or --mesh auto")
     parts = prediction.batch_shards(axes) * microbatches
     if work.size % parts:
         problem = f"a batch of {work.size} does not divide over the mesh {mesh} and {microbatches} microbatch(es)"

@@ -102,7 +102,7 @@ class Predictor:
         if axes.get("fsdp", 1) > 1:
             fitting = (size for size in (4, 2) if size not in inner.values() and size <= room)
             return {"fsdp": next(fitting, min(axes["fsdp"], room)), **inner}
-        return {"data": min(shards, 3, room), **inner}
+        return {"data": min(3, room) if shards > 1 else 1, **inner}
 
     def _compiled(self, axes: tuple[tuple[str, int], ...], local: int, microbatches: int) -> Report:
         return rehearsal.rehearse(self.work, dict(axes), local * batch_shards(dict(axes)), microbatches)

@@ -15,10 +15,7 @@ from lepton_jax.recipe import Recipe
 
 def of_recipe(composed: Recipe, config: Config) -> Work:
     """The recipe's step for any number of microbatches, and the shapes that it works on; nothing is computed."""
-    one = {**data.gather(composed.stream.source, [0]), "index": np.zeros(1, np.int32)}
-    batch = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *column.shape[1:]), column.dtype) for name, column in one.items()
-    }
+    batch = shapes(composed, config)
 
     def initial() -> object:
         return steps.initial(
@@ -29,6 +26,14 @@ def of_recipe(composed: Recipe, config: Config) -> Work:
         return in_microbatches(composed, config, microbatches).step
 
     return Work(step, jax.eval_shape(initial), batch, composed.model.rules, config.bitwise)
+
+
+def shapes(composed: Recipe, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the recipe's stream as shapes, of which one example is read."""
+    one = {**data.gather(composed.stream.source, [0]), "index": np.zeros(1, np.int32)}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *column.shape[1:]), column.dtype) for name, column in one.items()
+    }
 
 
 def in_microbatches(composed: Recipe, config: Config, microbatches: int) -> Recipe:
