@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, data, evaluate, finder, keys, report, runs, selection, summary, train, tree
+from lepton_jax import checkpoint, data, evaluate, finder, keys, report, runs, selection, sharding, summary, train, tree
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax.config import Config
@@ -49,13 +49,17 @@ class Clock:
 def run(recipe: Recipe, config: Config) -> Result:
     """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete.
 
-    With `--find-learning-rate`, sweep instead.
+    With `--find-learning-rate`, sweep instead; with `--explain-sharding`, say how arrays lie, and write nothing.
     """
     clock = Clock()
     mesh = meshes.make(config.mesh)
     if config.find_learning_rate:
         finder.require_drawing()
     state = prepared(recipe, config, mesh)
+    if config.explain_sharding:
+        batch = recipe.stream.batch(0)
+        print("\n".join(sharding.explained(recipe.step, state, batch, mesh, recipe.model.rules)), flush=True)
+        return Result(state, {}, pathlib.Path(config.run) if config.run else runs.fresh(recipe.name))
     directory = opened(recipe, config, state)
     with runs.writing(directory):
         if config.find_learning_rate:

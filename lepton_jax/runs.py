@@ -18,7 +18,7 @@ from lepton_jax import files
 from lepton_jax.errors import InputError
 
 # flags under which the trajectory stays the same, so a run may go on with other values
-NEUTRAL = {"run", "mesh", "preset", "data_dir", "eval_batch_size", "keep", "debug"}
+NEUTRAL = {"run", "mesh", "preset", "data_dir", "eval_batch_size", "keep", "debug", "explain_sharding"}
 
 
 def fresh(experiment: str, root: str = "runs") -> pathlib.Path:

@@ -93,8 +93,13 @@ class Smooth(nn.Module):
         return nn.Dense(CLASSES, name="head")(jnp.mean(x, (1, 2)))
 
 
+def transformer(make: Callable[..., Model]) -> Model:
+    """A class token before 16 patches, so that no axis divides the tokens; all that draws at random; heads for 4."""
+    return make(lp.models.vit.Size(16, 4, 4), CLASSES, patch=2, dropout=0.1, stochastic_depth=0.2)
+
+
 def models() -> dict[str, Callable[[], Model]]:
-    """A model without batch statistics, one with, one that draws at random, and one without kinks."""
+    """A model without batch statistics, one with, one that draws at random, one without kinks, and transformers."""
     from lepton_jax import models
 
     mean, std = np.array([0.3], np.float32), np.array([0.4], np.float32)
@@ -103,6 +108,8 @@ def models() -> dict[str, Callable[[], Model]]:
         "resnet": lambda: models.normalized(models.resnet.small(8, CLASSES), mean, std),
         "dropout": lambda: models.normalized(models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std),
         "smooth": lambda: models.normalized(models.linen(Smooth()), mean, std),
+        "vit": lambda: models.normalized(transformer(models.vit.standard), mean, std),
+        "stacked": lambda: models.normalized(transformer(models.stacked.vision_transformer), mean, std),
     }
 
 

@@ -33,6 +33,7 @@ FLOORS = [
         "compaction",
         "compressions",
         "several",
+        "sharding",
         "trainer",
         "export",
         "serve",

@@ -9,8 +9,16 @@ import lepton_jax as lp
 from lepton_jax import data
 from tests import laws
 
-MESHES = ("8x1", "4x2", "2x4", "1x8", "data=2,fsdp=4", "data=2,fsdp=2,model=2")
+MESHES = ("8x1", "4x2", "2x4", "1x8", "fsdp=8", "data=2,fsdp=2,model=2", "pipe=4,data=2", "sequence=4,data=2")
 NAMES = ("mlp", "resnet", "dropout")
+# what of each model goes through law 3 on which meshes in the short form; transformers draw at random inside
+LAW_3 = {
+    "mlp": ("all", MESHES),
+    "stacked": ("accumulate", MESHES),
+    "vit": ("accumulate", ("4x2", "sequence=4,data=2")),
+    "resnet": ("all", MESHES[1:2] + MESHES[4:]),
+    "dropout": ("all", ("4x2", "data=2,fsdp=2,model=2")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +63,22 @@ def test_what_changes_the_computation_keeps_the_gradient(models, technique):
     assert lp.tree.distance(other, whole) < 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("axes", MESHES)
+def cases():
+    for name, (_, short) in LAW_3.items():
+        for axes in MESHES:
+            yield pytest.param(name, axes, marks=() if axes in short else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("name", "axes"), cases())
 def test_law_3_the_same_run_on_every_mesh(models, name, axes, float64):
     """In float64, free of rounding's chaos: samples identical, losses and parameters to 1e-9 over 50 steps."""
     alone = reference(name)
-    run = laws.train(models[name], laws.TECHNIQUES["all"], axes, 50, jnp.float64)
+    run = laws.train(models[name], laws.TECHNIQUES[LAW_3[name][0]], axes, 50, jnp.float64)
     np.testing.assert_array_equal(run.samples, alone.samples)
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-9)
     assert lp.tree.distance(run.state.params, alone.state.params) < 1e-9
-    assert lp.tree.distance(run.state.stats, alone.state.stats) < 1e-9
+    if alone.state.stats:
+        assert lp.tree.distance(run.state.stats, alone.state.stats) < 1e-9
 
 
 @pytest.mark.parametrize("technique", sorted(set(laws.TECHNIQUES) - {"all"}))
@@ -91,7 +105,7 @@ _references: dict[str, laws.Run] = {}
 def reference(name: str) -> laws.Run:
     if name not in _references:
         model = laws.models()[name]()
-        _references[name] = laws.train(model, laws.TECHNIQUES["all"], "1x1", 50, jnp.float64)
+        _references[name] = laws.train(model, laws.TECHNIQUES[LAW_3[name][0]], "1x1", 50, jnp.float64)
     return _references[name]
 
 
