@@ -63,7 +63,17 @@ def whole(query: Heads, key: Heads, value: Heads, tokens: int) -> Heads:
     scores = _scores(query, key)
     if tokens < key.shape[1]:
         scores = _hidden(scores, jnp.arange(key.shape[1]) < tokens)
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(value.dtype), value)
+    return jnp.einsum("bhqk,bkhd->bqhd", _softmax(scores).astype(value.dtype), value)
+
+
+def _softmax(scores: Scores) -> Scores:
+    """Of each query over the keys.
+
+    By a product with the reciprocal: XLA makes one of some divisions by a broadcast sum and not of others, in the
+    gradient of jax.nn.softmax too, and then a run in virtual shards is not the same bits on every mesh (jax 0.10.2).
+    """
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    return weights * (1 / jnp.sum(weights, axis=-1, keepdims=True))
 
 
 def _spec(batch: int) -> tuple[Any, str] | None:
