@@ -14,7 +14,7 @@ FLOORS = [
     {"types", "tree", "keys", "errors", "files", "timing"},
     {"models", "weights", "augment", "data", "mesh", "metrics", "schedules", "optimizers", "decay"},
     {"losses", "gradients", "precision", "rematerialization"},
-    {"step"},
+    {"step", "replicas", "soups"},
     {"privacy", "federated", "compress", "explain"},
     {
         "evaluate",
