@@ -23,6 +23,7 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 LOOP = re.compile(r"\bwhile\(.*body=%?([\w.-]+)")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CALLED = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+)")
 
@@ -42,27 +43,43 @@ def computations(program: str) -> dict[str, list[str]]:
     return found
 
 
-def moved(program: str) -> Counter[str]:
+def moved(program: str, devices: int = 8) -> Counter[str]:
     """Bytes by kind of collective, in one run of a compiled program. Raises ValueError for a loop of unknown length
-    around a collective."""
+    around a collective.
+
+    A collective that a compiler has taken apart, with one channel for all of its parts, counts once. A reduce-scatter
+    counts what it reduces, on so many devices.
+    """
     parts = computations(program)
 
-    def within(name: str) -> Counter[str]:
-        total: Counter[str] = Counter()
-        for line in parts.get(name, ()):
+    def within(name: str) -> dict[str, tuple[str, int]]:
+        found: dict[str, tuple[str, int]] = {}
+        for number, line in enumerate(parts.get(name, ())):
             if match := OPERATION.search(line):
-                total[match[2]] += size(match[1])
+                channel = CHANNEL.search(line)
+                found[channel[1] if channel else f"{name}:{number}"] = counted(name, match[2], size(match[1]), devices)
             elif match := LOOP.search(line):
                 body, trips = within(match[1]), TRIPS.search(line)
                 if body and not trips:
-                    raise ValueError(f"a loop of unknown length moves {dict(body)}")
-                total.update({kind: count * int(trips[1]) for kind, count in body.items()} if trips else {})
+                    raise ValueError(f"a loop of unknown length moves {sorted(body.values())}")
+                found |= {channel: (kind, count * int(trips[1])) for channel, (kind, count) in body.items() if trips}
             else:
                 for called in CALLED.findall(line):
-                    total.update(within(called.strip().lstrip("%")))
-        return total
+                    found |= within(called.strip().lstrip("%"))
+        return found
 
-    return within("")
+    total: Counter[str] = Counter()
+    for kind, count in within("").values():
+        total[kind] += count
+    return total
+
+
+def counted(computation: str, kind: str, nbytes: int, devices: int) -> tuple[str, int]:
+    """(the kind, the bytes) of a collective whose result has so many bytes."""
+    if kind == "reduce-scatter":
+        return kind, nbytes * devices
+    # as XLA for TPUs writes one: an all-reduce and what each device keeps of it, fused
+    return ("reduce-scatter" if computation.startswith("all-reduce-scatter") else kind), nbytes
 
 
 def size(shapes: str) -> int:

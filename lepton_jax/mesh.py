@@ -174,22 +174,30 @@ def spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule], f
     return P(*axes)
 
 
-_LAYOUT: ContextVar[PyTree] = ContextVar("layout of the parameters of the step that is being traced", default=None)
+_LAYOUTS: ContextVar[tuple[PyTree, PyTree]] = ContextVar("layouts of a traced step's parameters", default=(None, None))
 
 
 @contextlib.contextmanager
-def computing(layout: PyTree) -> Iterator[None]:
-    """While a step is traced: its parameters are computed with as `layout`, a tree of shardings, says."""
-    token = _LAYOUT.set(layout)
+def computing(used: PyTree, kept: PyTree = None) -> Iterator[None]:
+    """While a step is traced: its parameters are computed with as `used` and rest as `kept`, trees of shardings."""
+    token = _LAYOUTS.set((used, kept))
     try:
         yield
     finally:
-        _LAYOUT.reset(token)
+        _LAYOUTS.reset(token)
 
 
 def as_computed(gradient: PyTree) -> PyTree:
     """The gradient, laid out as its parameters are computed with; as it is outside of `computing`."""
-    layout = _LAYOUT.get()
+    return _laid(gradient, _LAYOUTS.get()[0])
+
+
+def as_kept(gradient: PyTree) -> PyTree:
+    """The gradient, laid out as its parameters rest; as it is outside of `computing`."""
+    return _laid(gradient, _LAYOUTS.get()[1])
+
+
+def _laid(gradient: PyTree, layout: PyTree) -> PyTree:
     if layout is None or jax.tree.structure(layout) != jax.tree.structure(gradient):
         return gradient
     return jax.lax.with_sharding_constraint(gradient, layout)
