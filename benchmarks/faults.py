@@ -113,7 +113,7 @@ class Machine(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run left: rows without times, digests of its last checkpoint, and {(process, step, rows): its examples}."""
+    """What a run left: rows without times, digests of its last checkpoint, and {(process, step, rows): examples}."""
 
     rows: list[Any]
     digests: dict[str, str]

@@ -54,7 +54,7 @@ def tell(
         print("  ".join([name.strip().ljust(widths[0]), *cells]).rstrip())
     record = {
         "benchmark": benchmark,
-        "value": round(value, 4),
+        "value": float(f"{value:.6g}"),
         "bar": bar,
         "holds": None if bar is None else bool(holds),
     }

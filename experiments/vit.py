@@ -3,6 +3,7 @@
 AdamW, stochastic depth, mixed examples and the decay of matrices alone make up for what convolutions know of images.
 
 python -m experiments.vit --mesh 4x2
+python -m experiments.vit --stacked --mesh pipe=2,data=4
 python -m experiments.vit --preset cifar10 --data-dir CIFAR
 python -m experiments.vit --preset imagenet --data-dir IMAGENET --mesh 8x1
 """
@@ -22,6 +23,8 @@ class Config(lp.cli.Config):
     """Blocks. tiny, small and base have 12."""
     heads: int = 4
     """Heads of attention, which divide the width. tiny has 3, small 6, base 12."""
+    stacked: bool = False
+    """Keep the parameters of all blocks in one array each: compiles sooner, and a pipe axis splits them into stages."""
     patch: int = 2
     """Pixels of a patch's side, which divides the image's."""
     dropout: float = 0.0
@@ -94,7 +97,8 @@ def compose(config: Config) -> "lp.recipe.Recipe":
     dataset = lp.recipe.dataset(config)
     stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
     size = lp.models.vit.Size(config.width, config.depth, config.heads)
-    network = lp.models.vit.standard(
+    make = lp.models.stacked.vision_transformer if config.stacked else lp.models.vit.standard
+    network = make(
         size,
         len(dataset.classes),
         patch=config.patch,

@@ -25,11 +25,14 @@ from . import processes as processes
 from . import progress as progress
 from . import recipe as recipe
 from . import rematerialization as rematerialization
+from . import replicas as replicas
 from . import report as report
 from . import runs as runs
 from . import schedules as schedules
 from . import selection as selection
 from . import several as several
+from . import sharding as sharding
+from . import soups as soups
 from . import step as step
 from . import summary as summary
 from . import train as train

@@ -20,8 +20,11 @@ class Config:
     preset: str = "digits"
     """A named set of defaults for all other flags."""
     mesh: str | None = None
-    """Devices as DATAxMODEL (8x1) or by name (data=4,fsdp=2); simulated where there are only CPUs. Default: all
-    accelerators on the data axis, or one CPU. auto: the fastest of those that fit, by lepton_jax.plan."""
+    """Devices as DATAxMODEL (8x1) or by name (data=4,fsdp=2; also model, sequence, pipe); simulated where there are
+    only CPUs. Default: all accelerators on the data axis, or one CPU. auto: the fastest of those that fit, by
+    lepton_jax.plan."""
+    explain_sharding: bool = False
+    """Do not train: print how every array lies over the mesh, by which rule, and how many bytes that is per device."""
     run: str | None = None
     """Run directory. The same command with the same directory resumes. Default: a new one under runs/."""
     seed: int = 0
@@ -141,9 +144,10 @@ class Config:
         if self.patience is not None and math.isinf(self.eval_every):
             problem = f"--patience {self.patience} waits for evaluations, and --eval-every {self.eval_every} has none"
             raise InputError(problem, "give --eval-every a number of epochs, or leave --patience out")
-        if self.seeds > 1 and self.find_learning_rate:
-            problem = f"--seeds {self.seeds} makes several runs, and --find-learning-rate makes none"
-            raise InputError(problem, "leave one of them out")
+        for name in ("find_learning_rate", "explain_sharding"):
+            if self.seeds > 1 and getattr(self, name):
+                problem = f"--seeds {self.seeds} makes several runs, and {flag(name)} makes none"
+                raise InputError(problem, "leave one of them out")
         if self.seeds > 1 and self.seed + self.seeds > 2**32:
             raise InputError(f"--seeds {self.seeds} from --seed {self.seed} on pass 2**32-1", "use a seed from 0 up")
 

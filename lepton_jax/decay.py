@@ -16,8 +16,8 @@ Mask = Callable[[PyTree], PyTree]
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay shrinks: kernels, not scales and biases (ndim <= 1)."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """True for the leaves that weight decay shrinks: kernels, not scales and biases (`tree.rank` <= 1)."""
+    return tree.map_named(lambda name, leaf: tree.rank(name, leaf) > 1, params)
 
 
 def undecayed(*patterns: str) -> Mask:

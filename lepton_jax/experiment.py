@@ -27,6 +27,7 @@ from lepton_jax import (
     rows,
     runs,
     selection,
+    sharding,
     summary,
     train,
     tree,
@@ -69,8 +70,8 @@ class Clock:
 def run(recipe: Recipe, config: Config) -> Result:
     """Train as composed, or go on from the newest checkpoint of `--run`, and leave the run directory complete.
 
-    With `--find-learning-rate`, sweep instead. Of several processes the first one writes. What is left to `auto` is
-    planned first, and recorded as chosen.
+    With `--find-learning-rate`, sweep instead; with `--explain-sharding`, say how arrays lie, and write nothing. Of
+    several processes the first one writes. What is left to `auto` is planned first, and recorded as chosen.
     """
     clock = Clock()
     if auto.asked(config):
@@ -80,12 +81,22 @@ def run(recipe: Recipe, config: Config) -> Result:
     if config.find_learning_rate:
         finder.require_drawing()
     state = prepared(recipe, config, mesh)
+    if config.explain_sharding:
+        return explained(recipe, config, mesh, state)
     directory = pathlib.Path(agreement.shared(lambda: str(opened(recipe, config, state))))
     with runs.writing(directory), leased(directory):
         recipe = replace(recipe, stream=recipe.stream.part(*meshes.part(mesh)).without(recovery.skipped(directory)))
         if config.find_learning_rate:
             return swept(recipe, config, mesh, state, directory)
         return recorded(recipe, config, mesh, state, directory, clock)
+
+
+def explained(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> Result:
+    """How every array lies over the mesh, printed; nothing is written."""
+    if agreement.is_first():
+        lines = sharding.explained(recipe.step, state, recipe.stream.batch(0), mesh, recipe.model.rules)
+        print("\n".join(lines), flush=True)
+    return Result(state, {}, pathlib.Path(config.run) if config.run else runs.fresh(recipe.name))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ microbatch or the worker that happened to compute it.
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,11 @@ def seeded(seed: int) -> Key:
 
 def named(key: Keys, name: str) -> Keys:
     """`key`, set apart for one purpose; works on a scalar key and on an array of keys."""
-    number = zlib.crc32(name.encode())
+    return folded(key, zlib.crc32(name.encode()))
+
+
+def folded(key: Keys, number: Any) -> Keys:
+    """`key`, set apart by a whole number, a traced one too; works on a scalar key and on an array of keys."""
     fold = jax.random.fold_in
     for _ in range(key.ndim):
         fold = jax.vmap(fold, in_axes=(0, None))

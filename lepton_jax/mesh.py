@@ -21,7 +21,7 @@ from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Batch, Rule
 
-AXES = ("data", "fsdp", "model")
+AXES = ("data", "fsdp", "model", "sequence", "pipe")
 BATCH_AXES = ("data", "fsdp")  # the axes over which a batch is split
 
 
@@ -93,17 +93,26 @@ def make(axes: Mapping[str, int] | str | None = None) -> Mesh:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices[:needed])
 
 
+def automatic() -> AbstractMesh | None:
+    """The mesh that `jax.set_mesh` has set, where the compiler lays arrays over all of its axes; None elsewhere.
+
+    Where it is there, a function may take axes over by `jax.shard_map`; inside of that it is None.
+    """
+    here = jax.sharding.get_abstract_mesh()
+    return here if here.shape and all(kind == AxisType.Auto for kind in here.axis_types) else None
+
+
 def is_simulated(mesh: Mesh) -> bool:
     """Whether the mesh consists of more than one CPU device of this one machine."""
     return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
 
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The mesh axes over which a batch is split."""
     return tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """The number of pieces into which a batch is split; its size must be a multiple of this."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
@@ -153,42 +162,54 @@ def shardings(state: PyTree, mesh: Mesh | AbstractMesh, rules: Sequence[Rule] = 
     """
     for rule in rules:
         tree.select(rule.pattern, state)
-    return tree.map_named(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf.shape, mesh, rules, fsdp)), state)
+    return tree.map_named(lambda name, leaf: NamedSharding(mesh, spec(name, leaf.shape, mesh, rules, fsdp)), state)
 
 
-_LAYOUT: ContextVar[PyTree] = ContextVar("layout of the parameters of the step that is being traced", default=None)
+def deciding(name: str, shape: tuple[int, ...], rules: Sequence[Rule]) -> Rule | None:
+    """The first rule whose pattern is found in the name and that has an axis for every dimension."""
+    return next((rule for rule in rules if re.search(rule.pattern, name) and len(rule.axes) == len(shape)), None)
 
 
-@contextlib.contextmanager
-def computing(layout: PyTree) -> Iterator[None]:
-    """While a step is traced: its parameters are computed with as `layout`, a tree of shardings, says."""
-    token = _LAYOUT.set(layout)
-    try:
-        yield
-    finally:
-        _LAYOUT.reset(token)
-
-
-def as_computed(gradient: PyTree) -> PyTree:
-    """The gradient, laid out as its parameters are computed with; as it is outside of `computing`."""
-    layout = _LAYOUT.get()
-    if layout is None or jax.tree.structure(layout) != jax.tree.structure(gradient):
-        return gradient
-    return jax.lax.with_sharding_constraint(gradient, layout)
-
-
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Sequence[Rule], fsdp: bool) -> P:
+def spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Sequence[Rule], fsdp: bool = True) -> P:
+    """How the leaf of that name and shape lies over the mesh; see `shardings`."""
     axes: list[Any] = [None] * len(shape)
-    for rule in rules:
-        if re.search(rule.pattern, name) and len(rule.axes) == len(shape):
-            sizes = [mesh.shape.get(axis, 1) if axis else 1 for axis in rule.axes]
-            axes = [
-                axis if length % size == 0 and size > 1 else None
-                for axis, size, length in zip(rule.axes, sizes, shape, strict=True)
-            ]
-            break
+    if rule := deciding(name, shape, rules):
+        sizes = [mesh.shape.get(axis, 1) if axis else 1 for axis in rule.axes]
+        axes = [
+            axis if length % size == 0 and size > 1 else None
+            for axis, size, length in zip(rule.axes, sizes, shape, strict=True)
+        ]
     parts = mesh.shape.get("fsdp", 1) if fsdp else 1
     whole = [d for d, length in enumerate(shape) if axes[d] is None and length % parts == 0]
     if parts > 1 and whole:
         axes[max(whole, key=lambda d: shape[d])] = "fsdp"
     return P(*axes)
+
+
+_LAYOUTS: ContextVar[tuple[PyTree, PyTree]] = ContextVar("layouts of a traced step's parameters", default=(None, None))
+
+
+@contextlib.contextmanager
+def computing(used: PyTree, kept: PyTree = None) -> Iterator[None]:
+    """While a step is traced: its parameters are computed with as `used` and rest as `kept`, trees of shardings."""
+    token = _LAYOUTS.set((used, kept))
+    try:
+        yield
+    finally:
+        _LAYOUTS.reset(token)
+
+
+def as_computed(gradient: PyTree) -> PyTree:
+    """The gradient, laid out as its parameters are computed with; as it is outside of `computing`."""
+    return _laid(gradient, _LAYOUTS.get()[0])
+
+
+def as_kept(gradient: PyTree) -> PyTree:
+    """The gradient, laid out as its parameters rest; as it is outside of `computing`."""
+    return _laid(gradient, _LAYOUTS.get()[1])
+
+
+def _laid(gradient: PyTree, layout: PyTree) -> PyTree:
+    if layout is None or jax.tree.structure(layout) != jax.tree.structure(gradient):
+        return gradient
+    return jax.lax.with_sharding_constraint(gradient, layout)

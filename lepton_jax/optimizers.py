@@ -113,24 +113,28 @@ def muon(
 
 
 def matrix_axes(params: PyTree) -> PyTree:
-    """For each leaf the axes that its product sums over, all but the last, and the one that it puts out."""
-    numbers = optax.contrib.MuonDimensionNumbers
-    return jax.tree.map(lambda leaf: numbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1), params)
+    """For each leaf the axes that its product sums over, all of its own but the last, and the one that it puts out."""
+
+    def numbers(name: str, leaf: Array) -> Any:
+        first, last = leaf.ndim - tree.rank(name, leaf), leaf.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
+
+    return tree.map_named(numbers, params)
 
 
 def scale_by_matrix(rms: float) -> optax.GradientTransformation:
     """Updates times rms * sqrt(max(inputs, outputs)): orthogonal matrices get entries of that root mean square."""
 
-    def scaled(update: Array) -> Array:
-        outputs = update.shape[-1]
-        return update * (rms * math.sqrt(max(update.size // outputs, outputs)))
+    def scaled(name: str, update: Array) -> Array:
+        *inputs, outputs = update.shape[-tree.rank(name, update) :]
+        return update * (rms * math.sqrt(max(math.prod(inputs), outputs)))
 
-    return optax.stateless(lambda updates, _: jax.tree.map(scaled, updates))
+    return optax.stateless(lambda updates, _: tree.map_named(scaled, updates))
 
 
 def _method(adam: str, name: str, leaf: Array) -> str:
     is_depthwise = leaf.ndim == 4 and leaf.shape[2] == 1
-    return "adam" if leaf.ndim < 2 or is_depthwise or re.search(adam, name) else "muon"
+    return "adam" if tree.rank(name, leaf) < 2 or is_depthwise or re.search(adam, name) else "muon"
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {

@@ -47,7 +47,9 @@ def descend(grad_fn: GradFn, optimizer: optax.GradientTransformation) -> Step:
         mean, aux = grad_fn(state.params, state.stats, batch, key)
         # a gradient is computed where its parameter is: else fsdp's layout of what goes out reaches back into
         # convolutions whose kernels are computed from parameters, and these come out wrong (jax 0.10.2, 0.12.0)
-        total = meshes.as_computed(mean.total)
+        # and from there on each device needs but its part: what follows is done on it alone, so that the sum over
+        # devices may be a reduce-scatter
+        total = meshes.as_kept(meshes.as_computed(mean.total))
         gradient = Mean(total, mean.weight).value()
         extra = {"value": aux.metrics["loss"].value()} if "loss" in aux.metrics else {}
         updates, opt_state = transform.update(gradient, state.opt_state, state.params, **extra)
@@ -138,7 +140,7 @@ def lower(
     def gathered(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         # fsdp says where parameters rest, not how a layer computes: left to itself the partitioner splits
         # images along such axes, slowly, and wrongly in a scan on three axes (jax 0.10.2; tests/test_laws.py)
-        with meshes.computing(used):
+        with meshes.computing(used, lie.params):
             return step(state._replace(params=jax.lax.with_sharding_constraint(state.params, used)), batch)
 
     jitted = jax.jit(gathered, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)

@@ -39,6 +39,11 @@ def select(pattern: str, tree: PyTree) -> PyTree:
     return mask
 
 
+def rank(name: str, leaf: Any) -> int:
+    """The number of a leaf's own axes: without that of the layers where blocks are stacked (`models.stacked`)."""
+    return leaf.ndim - bool(re.search(r"(^|/)blocks/", name))
+
+
 def cast(tree: PyTree, dtype: Any) -> PyTree:
     """Floating-point leaves in `dtype`; all others (counts, keys, masks) as they are."""
     return jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, tree)

@@ -30,6 +30,8 @@ class Technique(NamedTuple):
     stats: Callable[[], dict[str, Any]] = dict
     deterministic: bool = True  # the same loss as without it, up to rounding
     across: bool = False  # examples see each other, so that a microbatch is another batch
+    start: Callable[[TrainState], TrainState] = lambda state: state
+    rules: Callable[[Any], Any] = lambda rules: rules
     axes: str = "data=2,fsdp=2,model=2"  # a mesh that it works on
 
 
@@ -54,6 +56,11 @@ def pruned() -> lp.compress.Compression:
     return lp.compress.prune(lp.compress.magnitude, lp.compress.within(densities), lp.compress.once(2))
 
 
+def diloco() -> optax.GradientTransformation:
+    """What merges models trained apart."""
+    return optax.sgd(0.7, momentum=0.9, nesterov=True)
+
+
 TECHNIQUES = {
     "plain": Technique(),
     "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
@@ -72,6 +79,11 @@ TECHNIQUES = {
         stats=lambda: {"compress": lambda params: pruned().init(params)[1]},
     ),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
+    "apart": Technique(
+        step=lambda step: lp.replicas.apart(step, diloco(), 2, every=3),
+        start=lambda state: lp.replicas.started(state, diloco(), 2),
+        rules=lp.replicas.rules,
+    ),
     "all": Technique(
         loss=lambda loss: lp.rematerialized(shifted(loss)),
         gradient=lambda loss: lp.accumulate(lp.scaled(loss), 2),
@@ -93,8 +105,13 @@ class Smooth(nn.Module):
         return nn.Dense(CLASSES, name="head")(jnp.mean(x, (1, 2)))
 
 
+def transformer(make: Callable[..., Model]) -> Model:
+    """A class token before 16 patches, so that no axis divides the tokens; all that draws at random; heads for 4."""
+    return make(lp.models.vit.Size(16, 4, 4), CLASSES, patch=2, dropout=0.1, stochastic_depth=0.2)
+
+
 def models() -> dict[str, Callable[[], Model]]:
-    """A model without batch statistics, one with, one that draws at random, and one without kinks."""
+    """A model without batch statistics, one with, one that draws at random, one without kinks, and transformers."""
     from lepton_jax import models
 
     mean, std = np.array([0.3], np.float32), np.array([0.4], np.float32)
@@ -103,6 +120,8 @@ def models() -> dict[str, Callable[[], Model]]:
         "resnet": lambda: models.normalized(models.resnet.small(8, CLASSES), mean, std),
         "dropout": lambda: models.normalized(models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std),
         "smooth": lambda: models.normalized(models.linen(Smooth()), mean, std),
+        "vit": lambda: models.normalized(transformer(models.vit.standard), mean, std),
+        "stacked": lambda: models.normalized(transformer(models.stacked.vision_transformer), mean, std),
     }
 
 
@@ -137,7 +156,8 @@ def beginning(model: Model, technique: Technique, dtype: Any = jnp.float32, by: 
     """The state before the first step, its numbers in `dtype`."""
     inputs = step.shapes(data.Stream(digits(), BATCH, 0).batch(0)["input"])
     state = step.initial(model, optimizer(by), jax.random.key(7), inputs, **technique.stats())
-    return state._replace(**{part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")})
+    parts = {part: tree.cast(getattr(state, part), dtype) for part in ("params", "stats", "opt_state")}
+    return technique.start(state._replace(**parts))
 
 
 def update(model: Model, technique: Technique, by: str = "sgd") -> Step:
@@ -149,8 +169,9 @@ def train(model: Model, technique: Technique, axes: str, steps: int, dtype: Any 
     """A short run on a mesh, as a user's would go."""
     over = mesh.make(axes)
     stream = data.Stream(digits(), BATCH, 3)
-    state = step.place(beginning(model, technique, dtype, by), over, model.rules)
-    compiled = step.compile(update(model, technique, by), state, stream.batch(0), over, model.rules)
+    rules = technique.rules(model.rules)
+    state = step.place(beginning(model, technique, dtype, by), over, rules)
+    compiled = step.compile(update(model, technique, by), state, stream.batch(0), over, rules)
     losses, samples = [], []
     for number in range(steps):
         batch = stream.batch(number)

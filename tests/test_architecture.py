@@ -26,7 +26,7 @@ FLOORS = [
         "agreement",
     },
     {"losses", "gradients", "precision", "rematerialization"},
-    {"step"},
+    {"step", "replicas", "soups"},
     {"privacy", "federated", "compress", "explain"},
     {
         "evaluate",
@@ -52,6 +52,7 @@ FLOORS = [
         "several",
         "processes",
         "progress",
+        "sharding",
         "trainer",
         "export",
         "serve",

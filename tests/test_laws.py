@@ -9,8 +9,16 @@ import lepton_jax as lp
 from lepton_jax import data
 from tests import laws
 
-MESHES = ("8x1", "4x2", "2x4", "1x8", "data=2,fsdp=4", "data=2,fsdp=2,model=2")
+MESHES = ("8x1", "4x2", "2x4", "1x8", "fsdp=8", "data=2,fsdp=2,model=2", "pipe=4,data=2", "sequence=4,data=2")
 NAMES = ("mlp", "resnet", "dropout")
+# what of each model goes through law 3 on which meshes in the short form; transformers draw at random inside
+LAW_3 = {
+    "mlp": ("all", MESHES),
+    "stacked": ("accumulate", MESHES),
+    "vit": ("accumulate", ("4x2", "sequence=4,data=2")),
+    "resnet": ("all", MESHES[1:2] + MESHES[4:]),
+    "dropout": ("all", ("4x2", "data=2,fsdp=2,model=2")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +63,23 @@ def test_what_changes_the_computation_keeps_the_gradient(models, technique):
     assert lp.tree.distance(other, whole) < 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("axes", MESHES)
+CASES = [
+    pytest.param(name, axes, marks=() if axes in short else pytest.mark.long)
+    for name, (_, short) in LAW_3.items()
+    for axes in MESHES
+]
+
+
+@pytest.mark.parametrize(("name", "axes"), CASES)
 def test_law_3_the_same_run_on_every_mesh(models, name, axes, float64):
     """In float64, free of rounding's chaos: samples identical, losses and parameters to 1e-9 over 50 steps."""
     alone = reference(name)
-    run = laws.train(models[name], laws.TECHNIQUES["all"], axes, 50, jnp.float64)
+    run = laws.train(models[name], laws.TECHNIQUES[LAW_3[name][0]], axes, 50, jnp.float64)
     np.testing.assert_array_equal(run.samples, alone.samples)
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-9)
     assert lp.tree.distance(run.state.params, alone.state.params) < 1e-9
-    assert lp.tree.distance(run.state.stats, alone.state.stats) < 1e-9
+    if alone.state.stats:
+        assert lp.tree.distance(run.state.stats, alone.state.stats) < 1e-9
 
 
 @pytest.mark.parametrize("technique", sorted(set(laws.TECHNIQUES) - {"all"}))
@@ -91,7 +106,7 @@ _references: dict[str, laws.Run] = {}
 def reference(name: str) -> laws.Run:
     if name not in _references:
         model = laws.models()[name]()
-        _references[name] = laws.train(model, laws.TECHNIQUES["all"], "1x1", 50, jnp.float64)
+        _references[name] = laws.train(model, laws.TECHNIQUES[LAW_3[name][0]], "1x1", 50, jnp.float64)
     return _references[name]
 
 
@@ -110,7 +125,7 @@ def test_law_3_in_float32_behind_kinks_holds_step_by_step(models):
     assert max(found) < 1e-3, found
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet", "dropout", "smooth"])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "dropout", "smooth", "vit"])
 def test_law_3_bit_for_bit_in_virtual_shards(models, name):
     """Losses, parameters, optimizer, statistics and average, in float32, behind kinks too."""
     row = laws.TECHNIQUES["all"]
@@ -121,7 +136,7 @@ def test_law_3_bit_for_bit_in_virtual_shards(models, name):
         jax.tree.map(np.testing.assert_array_equal, run, alone)
 
 
-@pytest.mark.parametrize("technique", sorted(set(laws.TECHNIQUES) - {"all", "scaled", "sharded"}))
+@pytest.mark.parametrize("technique", sorted(set(laws.TECHNIQUES) - {"all", "apart", "scaled", "sharded"}))
 def test_law_3_bit_for_bit_for_every_technique(models, technique):
     row = laws.TECHNIQUES[technique]
     fixed = row._replace(around=lambda gradient: row.around(lp.sharded(gradient, 8)))

@@ -1,14 +1,12 @@
 """Rows of a batch, each done by the device that holds it."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from lepton_jax.mesh import BATCH_AXES
+from lepton_jax import mesh
 
 
 def by_device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,10 +19,9 @@ def by_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def over_rows(*arrays: Any) -> Any:
         rows = jax.tree.leaves(arrays)[0].shape[0]
-        here = jax.sharding.get_abstract_mesh()
-        automatic = all(kind == AxisType.Auto for kind in here.axis_types)
-        axes = tuple(axis for axis in BATCH_AXES if axis in here.shape) if automatic else ()
-        if not axes or rows % math.prod(here.shape[axis] for axis in axes):
+        here = mesh.automatic()
+        axes = mesh.batch_axes(here) if here else ()
+        if not here or not axes or rows % mesh.batch_shards(here):
             return function(*arrays)
         spec = P(axes)
         return jax.shard_map(function, in_specs=spec, out_specs=spec)(*arrays)

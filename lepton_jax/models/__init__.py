@@ -3,6 +3,7 @@
 from lepton_jax.models import convnext as convnext
 from lepton_jax.models import efficientnet as efficientnet
 from lepton_jax.models import resnet as resnet
+from lepton_jax.models import stacked as stacked
 from lepton_jax.models import vit as vit
 from lepton_jax.models import wide_resnet as wide_resnet
 from lepton_jax.models.adapters import as_model as as_model

@@ -52,11 +52,11 @@ class Dropout(nn.Module):
 class StochasticDepth(nn.Module):
     """A residual branch that is left out for some examples in training, as a whole.
 
-    Each example decides by its own key and the layer, as in `Dropout`. rate: the share of examples, in [0, 1);
-    branches that stay are divided by 1 - rate. Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+    Each example decides by its own key and the layer, as in `Dropout`. rate: the share of examples, in [0, 1), or a
+    traced scalar; branches that stay are divided by 1 - rate. Huang et al. 2016, https://arxiv.org/abs/1603.09382.
     """
 
-    rate: float
+    rate: float | Array
 
     @nn.compact
     def __call__(self, x: Array, train: bool, keys: Keys | None = None) -> Array:
@@ -64,11 +64,17 @@ class StochasticDepth(nn.Module):
         return _dropped(self, self.rate, (1,) * (x.ndim - 1), x, train, keys)
 
 
-def _dropped(layer: nn.Module, rate: float, shape: tuple[int, ...], x: Array, train: bool, keys: Keys | None) -> Array:
-    """x, in training times a mask of this shape per example and divided by the mask's mean."""
-    if not 0 <= rate < 1:
+def _dropped(
+    layer: nn.Module, rate: float | Array, shape: tuple[int, ...], x: Array, train: bool, keys: Keys | None
+) -> Array:
+    """x, in training times a mask of this shape per example and divided by the mask's mean.
+
+    The rate may be a traced scalar, of a layer in a scan; it is then taken to be in range.
+    """
+    known = not isinstance(rate, jax.Array)
+    if known and not 0 <= rate < 1:
         raise InputError(f"the dropout rate {rate} is not in [0, 1)", "choose one from 0 to below 1")
-    if not train or rate == 0:
+    if not train or (known and rate == 0):
         return x
     if keys is None:
         raise InputError("dropout got no keys in training", "pass keys to apply, one per example")
@@ -76,7 +82,7 @@ def _dropped(layer: nn.Module, rate: float, shape: tuple[int, ...], x: Array, tr
     # the path tells layers apart: two layers of one shape must not drop the same units
     own = keys_.named(keys, "/".join(layer.path))
     mask = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(own)
-    return jnp.where(mask, x / keep, jnp.zeros_like(x))
+    return jnp.where(mask, x / (keep if known else jnp.asarray(keep, x.dtype)), jnp.zeros_like(x))
 
 
 def increasing(rate: float, blocks: int) -> tuple[float, ...]:

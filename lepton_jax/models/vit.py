@@ -3,13 +3,13 @@
 Weights are named `patches/kernel`, `token/embedding`, `positions/embedding`, `block0/attention/query/kernel`,
 `block0/mlp/dense1/kernel`, `norm/scale`, `head/kernel`. Each block's output is tagged "block" for rematerialization.
 Computation is in the dtype of parameters and images, the softmax of attention in float32 or wider. A "model" axis
-splits attention by heads and the mlp by hidden units; it should divide the number of heads.
+splits attention by heads and the mlp by hidden units; it should divide the number of heads. A "sequence" axis splits
+the tokens, and attention goes around it in a ring. `models.stacked` has the network for a "pipe" axis.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -19,19 +19,17 @@ from jaxtyping import Array, Float
 from lepton_jax.errors import InputError, named
 from lepton_jax.models import layers
 from lepton_jax.models.adapters import linen
+from lepton_jax.models.attention import Tokens, attended, laid
 from lepton_jax.models.layers import Dropout, Images, Part, StochasticDepth
 from lepton_jax.types import Keys, Model, Rule
 
-Tokens = Float[Array, "batch tokens width"]
-Heads = Float[Array, "batch tokens heads size"]
-
-RULES = (
+BLOCK_RULES = (
     Rule(r"attention/(query|key|value)/kernel$", (None, "model")),
     Rule(r"attention/(query|key|value)/bias$", ("model",)),
     Rule(r"attention/out/kernel$", ("model", None)),
     *layers.mlp_rules,
-    *layers.head_rules,
 )
+RULES = (*BLOCK_RULES, *layers.head_rules)
 
 
 class Size(NamedTuple):
@@ -108,27 +106,17 @@ class SinCos(nn.Module):
         return x + jnp.asarray(np.pad(positions, ((others, 0), (0, 0))), x.dtype)[None]
 
 
-def attended(query: Heads, key: Heads, value: Heads) -> Heads:
-    """The values of all tokens, weighted for each by the softmax of query times key over the root of their size.
-
-    Scores and softmax in float32 or wider. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
-    """
-    # not jax.nn.dot_product_attention, whose softmax is float32 in a float64 run too
-    dtype = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=dtype) / query.shape[-1] ** 0.5
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(value.dtype), value)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention: see `attended`."""
+    """Multi-head self-attention: see `attention.attended`. tokens: how many are no padding; all by default."""
 
     heads: int
+    tokens: int | None = None
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         by_head = (*x.shape[:2], self.heads, -1)
         query, key, value = (_dense(x.shape[-1], name)(x).reshape(by_head) for name in ("query", "key", "value"))
-        return _dense(x.shape[-1], "out")(attended(query, key, value).reshape(x.shape))
+        return _dense(x.shape[-1], "out")(attended(query, key, value, self.tokens).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -148,15 +136,17 @@ class Block(nn.Module):
     """Attention and an mlp of four times the width, each of the normalized input and added to it.
 
     dropout: after the activation and at the end of both. stochastic_depth: the rate at which either is left out.
+    tokens: how many are no padding; all by default.
     """
 
     heads: int
     dropout: float = 0.0
-    stochastic_depth: float = 0.0
+    stochastic_depth: float | Array = 0.0
+    tokens: int | None = None
 
     @nn.compact
     def __call__(self, x: Tokens, train: bool, keys: Keys | None = None) -> Tokens:
-        y = Attention(self.heads, name="attention")(layers.layer_norm("norm1")(x))
+        y = Attention(self.heads, self.tokens, name="attention")(layers.layer_norm("norm1")(x))
         x = x + self._dropped(y, "1", train, keys)
         y = MLP(4 * x.shape[-1], self.dropout, name="mlp")(layers.layer_norm("norm2")(x), train, keys)
         return x + self._dropped(y, "2", train, keys)
@@ -185,11 +175,17 @@ class VisionTransformer(nn.Module):
         y = self.pooling.token(name="token")(y.reshape(len(y), -1, self.size.width))
         y = self.positions(name="positions")(y, grid)
         y = Dropout(self.dropout, name="dropout")(y, train, keys)
-        for i, rate in enumerate(layers.increasing(self.stochastic_depth, self.size.depth)):
-            y = Block(self.size.heads, self.dropout, rate, name=f"block{i}")(y, train, keys)
-            y = checkpoint_name(y, "block")
+        # a sequence axis pads the tokens, and only here
+        y = self.blocks(laid(y), y.shape[1], train, keys)[:, : y.shape[1]]
         y = self.pooling.read(layers.layer_norm("norm")(y))
         return nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")(y)
+
+    def blocks(self, x: Tokens, tokens: int, train: bool, keys: Keys | None) -> Tokens:
+        """All blocks, one after the other. tokens: how many are no padding."""
+        for i, rate in enumerate(layers.increasing(self.stochastic_depth, self.size.depth)):
+            x = Block(self.size.heads, self.dropout, rate, tokens, name=f"block{i}")(x, train, keys)
+            x = checkpoint_name(x, "block")
+        return x
 
     def _patches(self, x: Images) -> Float[Array, "batch rows columns features"]:
         """Each patch as a vector; patches do not overlap."""
@@ -217,10 +213,16 @@ def standard(
     head starts at zero. Touvron et al.: https://arxiv.org/abs/2012.12877. Raises InputError for an unknown size,
     for heads that do not divide the width, and for images that patches do not divide.
     """
+    module = VisionTransformer(sized(size), patch, classes, pooling, positions, dropout, stochastic_depth)
+    return linen(module, RULES)
+
+
+def sized(size: str | Size) -> Size:
+    """The size of that name, or as given. Raises InputError where heads do not divide the width."""
     size = named("Vision Transformer size", size, SIZES)
     if size.width % size.heads:
         raise InputError(f"{size.heads} heads do not divide a width of {size.width}", "choose a number that does")
-    return linen(VisionTransformer(size, patch, classes, pooling, positions, dropout, stochastic_depth), RULES)
+    return size
 
 
 def _dense(features: int, name: str) -> nn.Dense:

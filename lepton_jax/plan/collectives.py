@@ -12,9 +12,11 @@ WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 LOOP = re.compile(r"\bwhile\(.*body=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CALLED = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+)")
+FUSED = "all-reduce-scatter"  # as XLA for TPUs writes one: an all-reduce and what each device keeps of it, fused
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 REGULAR = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 BY_AXES = re.compile(r"replica_groups=mesh\[([^]]*)\]\s*\{([^}]*)\}")
@@ -28,15 +30,17 @@ class Collective(NamedTuple):
     group: int
 
 
-def moved(program: str) -> Counter[str]:
-    """Bytes by kind of collective, in one run of a compiled program: those of the results on one device.
+def moved(program: str, devices: int = 8) -> Counter[str]:
+    """Bytes by kind of collective, in one run of a compiled program: those of the results on one device, and of a
+    reduce-scatter what it reduces, over `devices` where the program does not say.
 
-    A collective inside a loop counts as often as the loop goes round. Raises ValueError for a loop of unknown length
-    around a collective.
+    A collective inside a loop counts as often as the loop goes round. One that a compiler has taken apart, with one
+    channel for all of its parts, counts once. Raises ValueError for a loop of unknown length around a collective.
     """
     total: Counter[str] = Counter()
-    for collective, count in by_group(program).items():
-        total[collective.kind] += count
+    for collective, count in by_group(program, devices=devices).items():
+        parts = (collective.group or devices) if collective.kind == "reduce-scatter" else 1
+        total[collective.kind] += count * parts
     return total
 
 
@@ -45,7 +49,7 @@ def launched(program: str) -> int:
     return by_group(program, lambda shapes: 1).total()
 
 
-def by_group(program: str, measure: Callable[[str], int] | None = None) -> Counter[Collective]:
+def by_group(program: str, measure: Callable[[str], int] | None = None, devices: int = 8) -> Counter[Collective]:
     """The same, kept apart by the size of the groups of devices. Raises ValueError as `moved` does.
 
     measure: what is added up, by a result's type; its bytes, if nothing else.
@@ -53,22 +57,32 @@ def by_group(program: str, measure: Callable[[str], int] | None = None) -> Count
     measure = measure or size
     parts = computations(program)
 
-    def within(name: str) -> Counter[Collective]:
-        total: Counter[Collective] = Counter()
-        for line in parts.get(name, ()):
+    def within(name: str) -> dict[str, tuple[Collective, int]]:
+        """By channel, or by line where there is none."""
+        found: dict[str, tuple[Collective, int]] = {}
+        for number, line in enumerate(parts.get(name, ())):
             if match := OPERATION.search(line):
-                total[Collective(match[2], group(line))] += measure(match[1])
+                channel = CHANNEL.search(line)
+                place = channel[1] if channel else f"{name}:{number}"
+                kind, count, among = match[2], measure(match[1]), group(line)
+                if name.startswith(FUSED):
+                    kind, count = "reduce-scatter", -(-count // (among or devices))
+                found[place] = (Collective(kind, among), count)
             elif match := LOOP.search(line):
                 body, trips = within(match[1]), TRIPS.search(line)
                 if body and not trips:
-                    raise ValueError(f"a loop of unknown length moves {dict(body)}")
-                total.update({kind: count * int(trips[1]) for kind, count in body.items()} if trips else {})
+                    raise ValueError(f"a loop of unknown length moves {sorted(body.values())}")
+                rounds = int(trips[1]) if trips else 0
+                found |= {place: (collective, count * rounds) for place, (collective, count) in body.items()}
             else:
                 for called in CALLED.findall(line):
-                    total.update(within(called.strip().lstrip("%")))
-        return total
+                    found |= within(called.strip().lstrip("%"))
+        return found
 
-    return within("")
+    total: Counter[Collective] = Counter()
+    for collective, count in within("").values():
+        total[collective] += count
+    return total
 
 
 def computations(program: str) -> dict[str, list[str]]:
