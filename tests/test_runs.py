@@ -90,7 +90,7 @@ def test_a_record_that_cannot_be_written_takes_the_new_directories_with_it(tmp_p
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(InputError, match="No space left on device"):
         runs.create(tmp_path / "a" / "b", RECORD, 0)
     assert not any(tmp_path.iterdir())
