@@ -78,6 +78,7 @@ class Machine(NamedTuple):
     directory: pathlib.Path
     processes: int = 2
     mesh: str = "4x1"
+    programs: pathlib.Path | None = None  # by default in the directory
 
     def started(
         self, run: pathlib.Path, target: Sequence[int] = (), point: str | None = None, what: int = signal.SIGKILL
@@ -87,7 +88,7 @@ class Machine(NamedTuple):
         found = []
         for number in range(self.processes):
             environment = {
-                "JAX_COMPILATION_CACHE_DIR": str(self.directory / "programs"),
+                "JAX_COMPILATION_CACHE_DIR": str(self.programs or self.directory / "programs"),
                 "SAMPLES": str(run.with_name(f"{run.name}.samples-{number}")),
             }
             if self.processes > 1:
@@ -145,6 +146,7 @@ class Fault(NamedTuple):
     hit: bool
     wrong: str
     seconds: float  # to the exit after SIGTERM; else of the whole run
+    codes: tuple[int, ...] = ()  # with which the processes left
 
 
 def killed(machine: Machine, run: pathlib.Path, target: Sequence[int], point: str, whole: Outcome) -> Fault:
@@ -152,8 +154,9 @@ def killed(machine: Machine, run: pathlib.Path, target: Sequence[int], point: st
     begun = time.monotonic()
     codes = machine.ended(machine.started(run, target, point))
     hit = any(code != 0 for code in codes)
-    wrong = "" if not hit else again(machine, run, whole)
-    return Fault("kill", point, named(target, machine), hit, wrong or differences(run, whole), time.monotonic() - begun)
+    wrong = "" if not hit else again(machine, run)
+    wrong, seconds = wrong or differences(run, whole), time.monotonic() - begun
+    return Fault("kill", point, named(target, machine), hit, wrong, seconds, tuple(codes))
 
 
 def killed_at_random(machine: Machine, run: pathlib.Path, delay: float, whole: Outcome) -> Fault:
@@ -163,7 +166,7 @@ def killed_at_random(machine: Machine, run: pathlib.Path, delay: float, whole: O
     time.sleep(delay)
     processes[random.Random(delay).randrange(len(processes))].kill()
     hit = any(code != 0 for code in machine.ended(processes))
-    wrong = again(machine, run, whole) if hit else ""
+    wrong = again(machine, run) if hit else ""
     return Fault("kill", f"after {delay:.1f} s", "one", hit, wrong or differences(run, whole), time.monotonic() - begun)
 
 
@@ -181,8 +184,8 @@ def terminated(machine: Machine, run: pathlib.Path, point: str, whole: Outcome) 
     seconds = time.monotonic() - begun
     wrong = "" if set(codes) <= {0, 75} else f"exit codes {codes}"
     if not wrong and set(codes) != {0}:
-        wrong = again(machine, run, whole)
-    return Fault("term", point, "all", stopped, wrong or differences(run, whole), seconds)
+        wrong = again(machine, run)
+    return Fault("term", point, "all", stopped, wrong or differences(run, whole), seconds, tuple(codes))
 
 
 def waited_for_stop(process: Any) -> bool:
@@ -198,7 +201,7 @@ def waited_for_stop(process: Any) -> bool:
     return False
 
 
-def again(machine: Machine, run: pathlib.Path, whole: Outcome) -> str:
+def again(machine: Machine, run: pathlib.Path) -> str:
     """Run once more to the end; what went wrong."""
     codes = machine.ended(machine.started(run))
     return "" if set(codes) == {0} else f"started again: exit codes {codes}"

@@ -119,6 +119,22 @@ def test_what_was_saved_comes_back_with_its_record(tmp_path):
     assert (info, aside) == ({"seconds": 2}, {})
 
 
+RULES = (lp.types.Rule("kernel", (None, "model")),)
+
+
+@pytest.mark.parametrize("saved_on", ["8x1", "4x2", "2x4", "1x8"])
+def test_what_was_saved_on_one_mesh_is_the_same_bits_on_every_other(saved_on, tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(step.place(state(), mesh.make(saved_on), RULES), {}, {})
+    for axes in ("8x1", "4x2", "2x4", "1x8", "4x1", "2x2", "2x1", "1x1", "data=2,fsdp=2,model=2"):
+        over = mesh.make(axes)
+        with checkpoint.Checkpoints(tmp_path) as checkpoints:
+            found, _ = checkpoints.restore(state(), over, RULES)
+        same(found, 1)
+        kernel = found.params["dense"]["kernel"]
+        assert kernel.sharding == mesh.shardings(state(), over, RULES).params["dense"]["kernel"]
+
+
 DAMAGES = ("truncated", "emptied", "deleted", "flipped")
 
 
