@@ -5,8 +5,9 @@
     python -m benchmarks.faults --kinds kill term
 
 kill: kill -9 at a named point, or after a random time; then the run is started again. term: SIGTERM at a point: the run
-has to save, exit with 75 within the grace time, and go on. The value is the share of faults after which the run ended
-bit for bit as the undisturbed one.
+has to save, exit with 75 in time, and go on. supervised: a long run under the launcher, of which processes
+are killed at random; its examples are not looked at. The value is the share of runs that ended bit for bit as the
+undisturbed one.
 """
 
 import json
@@ -15,6 +16,8 @@ import pathlib
 import random
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,8 +27,7 @@ import numpy as np
 
 from benchmarks import injected, record
 
-FLAGS = ["--preset", "smoke", "--model", "mlp", "--epochs", "2", "--log-every", "5", "--checkpoint-every", "0.5"]
-FLAGS += ["--ema", "0.9", "--mesh"]
+FLAGS = ["--preset", "smoke", "--model", "mlp", "--log-every", "5", "--checkpoint-every", "0.5", "--ema", "0.9"]
 TIMED = ("train/examples_per_second", "train/input_idle")
 GRACE = 30.0  # seconds from SIGTERM to the exit
 PACKAGE = "lepton_jax."
@@ -79,6 +81,11 @@ class Machine(NamedTuple):
     processes: int = 2
     mesh: str = "4x1"
     programs: pathlib.Path | None = None  # by default in the directory
+    epochs: int = 2
+
+    def arguments(self, run: pathlib.Path) -> list[str]:
+        """Those of the experiment."""
+        return [*FLAGS, "--epochs", str(self.epochs), "--mesh", self.mesh, "--run", str(run)]
 
     def started(
         self, run: pathlib.Path, target: Sequence[int] = (), point: str | None = None, what: int = signal.SIGKILL
@@ -98,8 +105,9 @@ class Machine(NamedTuple):
                     "LEPTON_PROCESS_ID": str(number),
                 }
             output = str(run.with_name(f"{run.name}.output-{number}"))
-            arguments = [*FLAGS, self.mesh, "--run", str(run)]
-            found.append(injected.begun(arguments, environment, output, point if number in target else None, what))
+            found.append(
+                injected.begun(self.arguments(run), environment, output, point if number in target else None, what)
+            )
         return found
 
     def ended(self, processes: Sequence[Any], within: float = 300.0) -> list[int]:
@@ -188,6 +196,39 @@ def terminated(machine: Machine, run: pathlib.Path, point: str, whole: Outcome) 
     return Fault("term", point, "all", stopped, wrong or differences(run, whole), seconds, tuple(codes))
 
 
+def supervised(machine: Machine, run: pathlib.Path, count: int, life: float, seed: int, whole: Outcome) -> Fault:
+    """A run under the launcher, of which a random process is killed after up to `life` seconds, so many times."""
+    begun, draw, kills = time.monotonic(), random.Random(seed), 0
+    command = [sys.executable, "-m", "lepton_jax.launch", "--processes", str(machine.processes), "--restarts", "1000"]
+    command += ["--backoff", "0.1", "--", sys.executable, "-m", "experiments.resnet", *machine.arguments(run)]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(machine.programs or machine.directory / "programs")}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as launch:
+        while launch.poll() is None:
+            workers = children(launch.pid)
+            deadline = time.monotonic() + draw.uniform(0, life)
+            while launch.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            workers = children(launch.pid)
+            if workers and kills < count:
+                os.kill(draw.choice(workers), signal.SIGKILL)
+                kills += 1
+        said = launch.stderr.read() if launch.stderr else ""
+    wrong = "" if launch.returncode == 0 else f"exit code {launch.returncode}: {said[-200:]}"
+    wrong = wrong or ("" if kills == count else f"only {kills} faults found the run alive")
+    point = f"{count} at random, under the launcher"
+    return Fault("supervised", point, "one", True, wrong or differences(run, whole), time.monotonic() - begun)
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    try:
+        return [int(child) for child in pathlib.Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def waited_for_stop(process: Any) -> bool:
     """Whether a process has stopped itself, rather than ended."""
     while process.is_alive():
@@ -233,13 +274,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def main(long: bool = False, kinds: tuple[str, ...] = ("kill", "term"), randoms: int = 0, seed: int = 0) -> None:
+def main(
+    long: bool = False,
+    kinds: tuple[str, ...] = ("kill", "term", "supervised"),
+    randoms: int = 0,
+    supervised_faults: int = 5,
+    seed: int = 0,
+) -> None:
     """Let faults befall runs.
 
     Args:
         long: Every point and target; else a few.
-        kinds: Which, of kill and term.
+        kinds: Which, of kill, term and supervised.
         randoms: How many kill -9 after a random time, beside those at points.
+        supervised_faults: How many befall the run under the launcher.
         seed: Of the random times.
     """
     with tempfile.TemporaryDirectory() as place:
@@ -260,6 +308,12 @@ def main(long: bool = False, kinds: tuple[str, ...] = ("kill", "term"), randoms:
         if "term" in kinds:
             for number, point in enumerate(names[1::2] if long else names[::2]):
                 faults.append(told(terminated(machine, machine.directory / f"term-{number}", point, whole)))
+        if "supervised" in kinds:
+            longer = machine._replace(epochs=6 * supervised_faults)
+            machine.ended(longer.started(machine.directory / "longer"))
+            undisturbed = outcome(machine.directory / "longer")._replace(samples={})
+            run = machine.directory / "supervised"
+            faults.append(told(supervised(longer, run, supervised_faults, 2 * seconds, seed, undisturbed)))
     hit = [fault for fault in faults if fault.hit]
     rows = []
     for kind in kinds:
