@@ -7,6 +7,7 @@ as it was written is set aside, and the one before it is taken.
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -20,12 +21,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import agreement, digests, manifest, selection, tree
+from lepton_jax import agreement, digests, errors, manifest, selection, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.types import Rule, TrainState
 
 ASIDE = "quarantine"  # in the directory of the checkpoints
+STORES = {"gs": "gcsfs", "s3": "s3fs"}  # what reads their listings; the arrays go through Orbax's own tensorstore
 
 
 class Checkpoints:
@@ -44,7 +46,9 @@ class Checkpoints:
         self.aside: dict[int, str] = {}
         # Orbax's own way to the best keeps the metrics in a file without a checksum
         options = ocp.CheckpointManagerOptions(preservation_policy=self, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+        place = located(directory)
+        with self._writing(place):
+            self._manager = ocp.CheckpointManager(place, options=options)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Orbax's question before it deletes: which of these steps, the newest last, to keep."""
@@ -93,14 +97,16 @@ class Checkpoints:
                     manifest.seal(self._manager.directory / str(step))
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, place: Any = None) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            raise InputError(*_unwritten(self._manager.directory, error)) from error
+            raise InputError(*_unwritten(place or self._manager.directory, error)) from error
 
     def _require_room(self, state: TrainState) -> None:
         """What Orbax cannot write it reports at the save after; most of that can be known now."""
+        if "://" in str(self._manager.directory):
+            return
         free = shutil.disk_usage(self._manager.directory).free
         needed = tree.nbytes(state._replace(key=jax.random.key_data(state.key)))
         if free < needed:
@@ -207,6 +213,24 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self.check()
             self._manager.close()
+
+
+def located(directory: str | pathlib.Path) -> Any:
+    """Where checkpoints lie: a path of this machine, absolute, or one of a store: gs://BUCKET/PATH, s3://BUCKET/PATH.
+
+    Raises InputError for a store of another kind, and where the library for it is missing.
+    """
+    text = str(directory)
+    if "://" not in text:
+        return pathlib.Path(directory).absolute()
+    scheme = text.split("://")[0]
+    library = errors.named("kind of store", scheme, STORES)
+    if importlib.util.find_spec(library) is None:
+        problem = f"--checkpoints {text} needs {library}, which is not installed"
+        raise InputError(problem, 'pip install "lepton-jax[stores]"')
+    from etils import epath
+
+    return epath.Path(text)
 
 
 _RESTORE = "the step before it is taken where there is one; else put a copy back"

@@ -104,6 +104,8 @@ class Config:
     """What the result is of: the last state, or the best checkpoint by the monitored metric."""
     checkpoint_every: float = 1.0
     """Epochs between checkpoints."""
+    checkpoints: str | None = None
+    """Where the checkpoints lie: a path, gs://BUCKET/PATH or s3://BUCKET/PATH. Default: RUN/checkpoints."""
     keep: int = 2
     """Checkpoints to keep, beside the best by the monitored metric."""
     rollbacks: int = 3

@@ -136,7 +136,9 @@ def recorded(
         evaluation = assess(state, judged)
         return evaluation.metrics
 
-    with checkpoint.Checkpoints(directory / "checkpoints", config.keep, config.monitor) as checkpoints:
+    with checkpoint.Checkpoints(
+        config.checkpoints or directory / "checkpoints", config.keep, config.monitor
+    ) as checkpoints:
         state, begun = resumed(recipe, mesh, state, checkpoints)
         with reporters(directory, total, int(state.step)) as reporter:
             clock.add(begun["seconds"], finished=int(state.step) >= total or stop())

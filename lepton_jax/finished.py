@@ -60,7 +60,9 @@ def load(
     recipe, over = compose(config), meshes.make(mesh)
     like = experiment.prepared(recipe, dataclasses.replace(config, mesh=mesh), over)
     runs.require_same(place, found["identity"], experiment.identity(recipe, like))
-    with checkpoint.Checkpoints(place / "checkpoints", config.keep, config.monitor) as checkpoints:
+    with checkpoint.Checkpoints(
+        config.checkpoints or place / "checkpoints", config.keep, config.monitor
+    ) as checkpoints:
         state, _ = checkpoints.restore(like, over, recipe.model.rules, record["selected"]["step"])
     return Finished(place, config, recipe, over, state, record)
 

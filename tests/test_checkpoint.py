@@ -1,5 +1,6 @@
 """Checkpoints that can be trusted: what is not as it was written is noticed, set aside, and gone back behind."""
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -263,6 +264,16 @@ def test_another_model_or_type_is_refused_by_name_and_nothing_is_moved(like, nam
     assert named in caught.value.problem
     assert caught.value.code == 2
     assert (directory / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("gs://bucket/run", "needs gcsfs"), ("s3://bucket/run", "needs s3fs"), ("ftp://x", "'ftp'")]
+)
+def test_a_store_without_its_library_or_unknown_is_refused(place, words):
+    if words.startswith("needs") and importlib.util.find_spec(words.split()[1]):
+        pytest.skip(f"{words.split()[1]} is installed")
+    with pytest.raises(lp.InputError, match=words):
+        checkpoint.Checkpoints(place)
 
 
 def test_steps_after_one_can_be_forgotten(tmp_path):
