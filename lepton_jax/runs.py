@@ -18,18 +18,8 @@ from lepton_jax import files
 from lepton_jax.errors import InputError
 
 # flags under which the trajectory stays the same, so a run may go on with other values
-NEUTRAL = {
-    "run",
-    "preset",
-    "data_dir",
-    "eval_batch_size",
-    "checkpoints",
-    "keep",
-    "rollbacks",
-    "debug",
-    "explain_sharding",
-}
-NEUTRAL |= {"mesh", "coordinator", "process_id", "processes"}
+NEUTRAL = {"run", "preset", "data_dir", "eval_batch_size", "checkpoints", "keep", "rollbacks", "debug"}
+NEUTRAL |= {"mesh", "explain_sharding", "coordinator", "process_id", "processes"}
 LAUNCH = "launch"
 
 
