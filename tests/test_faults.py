@@ -9,7 +9,7 @@ import signal
 import jax
 import pytest
 
-from benchmarks import faults
+from benchmarks import faulted, faults
 from lepton_jax.errors import Exit
 
 ALONE = (
@@ -24,9 +24,9 @@ TOGETHER = (("mesh:fed:after:9", (1,)), ("checkpoint:Checkpoints.save:after:2", 
 ASKED = ("step:compile:before:1", "mesh:fed:after:9", "checkpoint:Checkpoints.save:after:1")
 
 
-def machine(directory: pathlib.Path, processes: int) -> faults.Machine:
+def machine(directory: pathlib.Path, processes: int) -> faulted.Machine:
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    return faults.Machine(directory, processes, "2x1", pathlib.Path(cache))
+    return faulted.Machine(directory, processes, "2x1", pathlib.Path(cache))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def alone(tmp_path_factory):
     """(where runs of one process are made, what the undisturbed one left)."""
     made = machine(tmp_path_factory.mktemp("alone"), 1)
     assert made.ended(made.started(made.directory / "whole")) == [0]
-    return made, faults.outcome(made.directory / "whole")
+    return made, faulted.outcome(made.directory / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def together(tmp_path_factory):
     """The same of two processes."""
     made = machine(tmp_path_factory.mktemp("together"), 2)
     assert made.ended(made.started(made.directory / "whole")) == [0, 0]
-    return made, faults.outcome(made.directory / "whole")
+    return made, faulted.outcome(made.directory / "whole")
 
 
 @pytest.mark.parametrize("point", ALONE)
 def test_killed_at_a_point(point, alone):
     made, whole = alone
-    fault = faults.killed(made, made.directory / point.replace(":", "-"), (0,), faults.PACKAGE + point, whole)
+    fault = faulted.killed(made, made.directory / point.replace(":", "-"), (0,), faults.PACKAGE + point, whole)
     assert fault.codes == (-signal.SIGKILL,)
     assert not fault.wrong
 
@@ -56,7 +56,7 @@ def test_killed_at_a_point(point, alone):
 @pytest.mark.parametrize(("point", "target"), TOGETHER)
 def test_one_of_two_killed_or_both(point, target, together):
     made, whole = together
-    fault = faults.killed(made, made.directory / point.replace(":", "-"), target, faults.PACKAGE + point, whole)
+    fault = faulted.killed(made, made.directory / point.replace(":", "-"), target, faults.PACKAGE + point, whole)
     assert fault.hit
     assert not fault.wrong
 
@@ -65,8 +65,14 @@ def test_one_of_two_killed_or_both(point, target, together):
 def test_asked_to_leave_at_a_point(point, alone):
     """Also while the compiler holds the main thread."""
     made, whole = alone
-    fault = faults.terminated(made, made.directory / f"term-{point.replace(':', '-')}", faults.PACKAGE + point, whole)
+    fault = faulted.terminated(made, made.directory / f"term-{point.replace(':', '-')}", faults.PACKAGE + point, whole)
     assert fault.codes == (Exit.PREEMPTED,)
+    assert not fault.wrong
+
+
+def test_another_number_of_processes_sees_every_example_once(together):
+    made, _ = together
+    fault = faulted.elastic(made, (1, 2), made.directory / "elastic", faults.LEAVES[:1])
     assert not fault.wrong
 
 
@@ -75,7 +81,7 @@ def test_a_second_run_in_the_directory_of_a_living_one_is_refused(alone, tmp_pat
     run = tmp_path / "run"
     first = made.started(run, (0,), faults.PACKAGE + "mesh:fed:after:3", signal.SIGSTOP)
     try:
-        assert faults.waited_for_stop(first[0])
+        assert faulted.waited_for_stop(first[0])
         assert made.ended(made.started(run)) == [2]
         said = (tmp_path / "run.output-0").read_text()
         assert f"another run is going on in {run} (process {first[0].pid} on " in said
