@@ -171,8 +171,9 @@ def disorder(run: pathlib.Path, processes: int) -> str:
             step, rows, examples = line.split()
             parts.setdefault((int(step), int(rows)), {})[number] = [int(example) for example in examples.split(",")]
     steps: dict[int, list[int]] = {}
-    for (step, _), of_processes in sorted(parts.items()):
-        whole = [example for number in sorted(of_processes) for example in of_processes[number]]
+    for (step, rows), of_processes in sorted(parts.items()):
+        holders = sorted(of_processes)[: BATCH // rows]  # of a whole batch each process has a copy
+        whole = [example for number in holders for example in of_processes[number]]
         if len(whole) == BATCH and steps.setdefault(step, whole) != whole:
             return f"step {step} had other examples in another life"
     order = [example for step in sorted(steps) for example in steps[step]]
