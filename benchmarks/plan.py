@@ -2,10 +2,11 @@
 
     python -m benchmarks.plan
 
-Three recipes on the meshes of the law's table, and on meshes of 64 devices. Predicted is what the shardings say, plus
-the temporaries of a rehearsal on fewer devices; it is held against arguments + outputs - aliased + temporaries of the
-whole program, compiled for all of the devices. On 1x1 and 1x8 no device shares in the batch, so the rehearsal is the
-program itself, and its temporaries are XLA's own. The value is the largest error, the bar 10 %. Nothing is trained.
+Three recipes on the meshes of the law's table, and on those of 64 devices that a plan looks at. Predicted is what the
+shardings say, plus the temporaries of a rehearsal on fewer devices; it is held against arguments + outputs - aliased +
+temporaries of the whole program, compiled for all of the devices. Where at most four devices share in the batch the
+rehearsal is the program itself, and its temporaries are XLA's own. The value is the largest error, the bar 10 %.
+Nothing is trained.
 """
 
 import importlib
@@ -21,7 +22,7 @@ RECIPES = {
     "vit": ("vit", "--batch-size", "256"),
 }
 MESHES = ("1x1", "8x1", "4x2", "2x4", "1x8", "fsdp=8", "data=2,fsdp=2,model=2")
-LARGE = ("64x1", "data=8,fsdp=8", "fsdp=64", "8x8")
+LARGE = ("64x1", "data=8,fsdp=8", "fsdp=64", "32x2", "data=4,fsdp=8,model=2", "fsdp=32,model=2", "16x4", "8x8")
 
 
 def work(name: str, *flags: str) -> lp.plan.Work:
@@ -41,9 +42,9 @@ def main(
     Args:
         models: The recipes: mlp, resnet20, vit.
         meshes: The meshes.
-        microbatches: Numbers of microbatches; on meshes of 64 devices the first alone.
+        microbatches: Numbers of microbatches; where they do not divide the batch, one.
     """
-    from lepton_jax.plan import choice
+    from lepton_jax.plan import choice, prediction
 
     lp.mesh.simulate(DEVICES)
     rows, errors = [], []
@@ -51,7 +52,8 @@ def main(
         predictor = lp.plan.Predictor(work(*lp.errors.named("model", name, RECIPES)))
         for mesh in meshes:
             axes = lp.mesh.parse(mesh)
-            for number in microbatches if mesh in MESHES else microbatches[:1]:
+            local = predictor.work.size // prediction.batch_shards(axes)
+            for number in sorted({number if local % number == 0 else 1 for number in microbatches}):
                 found = predictor.predict(axes, number)
                 report = lp.plan.rehearse(predictor.work, axes, predictor.work.size, number)
                 stand_in = predictor.stand_in(axes)

@@ -51,11 +51,9 @@ def test_a_prediction_is_within_a_tenth_of_xlas_report_of_the_whole_program(pred
     axes = mesh.parse(axes)
     found = predictor.predict(axes, microbatches)
     report = plan.rehearse(predictor.work, axes, predictor.work.size, microbatches)
-    assert predictor.stand_in(axes) != axes
     assert found.state + found.batch == report.arguments
     assert found.memory == pytest.approx(report.peak, rel=0.1)
-    # the partitioner may choose otherwise for three devices than for four: on 4x2 one more gather of activations
-    assert sum(found.moved.values()) == pytest.approx(report.moved.total(), rel=0.15)
+    assert sum(found.moved.values()) == pytest.approx(report.moved.total(), rel=0.05)
 
 
 def test_fsdp_divides_what_rests_by_its_devices():
@@ -70,7 +68,10 @@ def test_virtual_shards_are_rehearsed_on_all_devices():
 def test_many_devices_are_rehearsed_on_few():
     found = plan.Predictor(work())
     for axes in ({"data": 64, "model": 1}, {"data": 8, "fsdp": 8}, {"data": 32, "model": 2}, {"fsdp": 64}):
-        assert mesh.size(found.stand_in(axes)) <= 8
+        assert mesh.size(found.stand_in(axes)) <= 10
+    assert found.stand_in({"data": 8, "fsdp": 8, "model": 4}) == {"fsdp": 8, "model": 4}
+    assert found.stand_in({"data": 8, "fsdp": 2, "model": 2}) == {"data": 2, "fsdp": 2, "model": 2}
+    assert found.stand_in({"data": 4, "model": 2}) == {"data": 4, "model": 2}
 
 
 PROGRAM = """

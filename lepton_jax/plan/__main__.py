@@ -18,7 +18,7 @@ from lepton_jax.errors import InputError
 from lepton_jax.plan.accelerators import ACCELERATORS, Accelerator, nbytes
 
 PROGRAM = "python -m lepton_jax.plan"
-SIMULATED = 24  # devices for rehearsals: three to share the data, eight to share the model
+SIMULATED = 40  # devices for rehearsals: five to share the batch, eight to share the model
 CHECKED = 64  # devices up to which the chosen program itself is compiled too
 
 

@@ -93,16 +93,17 @@ class Predictor:
     def stand_in(self, axes: Mapping[str, int]) -> dict[str, int]:
         """The mesh of few devices on which the step of a larger one is rehearsed: fewer share in the batch.
 
-        Its axes differ in size where there are enough devices, so that the size of a group tells along which it lay.
+        Not too few: below four the partitioner may find other ways, as it does for an MLP on 3x2 and 4x2. Sizes
+        differ from the other axes' where they stand for larger ones, so that a group's size tells along which it lay.
         """
-        inner, shards = inner_axes(axes), batch_shards(axes)
-        room = max(jax.device_count() // meshes.size(inner), 1)
+        inner, data, fsdp = inner_axes(axes), axes.get("data", 1), axes.get("fsdp", 1)
         if self.work.shards:  # a device computes its shards one after the other, so their number enters
-            return {"data": shards, **inner}
-        if axes.get("fsdp", 1) > 1:
-            fitting = (size for size in (4, 2) if size not in inner.values() and size <= room)
-            return {"fsdp": next(fitting, min(axes["fsdp"], room)), **inner}
-        return {"data": min(3, room) if shards > 1 else 1, **inner}
+            return dict(axes)
+        if fsdp == 1:
+            return {"data": min(data, 5), **inner}
+        few = fsdp if fsdp <= 4 else min(fsdp, 8 if 4 in inner.values() else 4)
+        shared = {"data": min(data, 2)} if few in inner.values() else {}
+        return {**shared, "fsdp": few, **inner}
 
     def _compiled(self, axes: tuple[tuple[str, int], ...], local: int, microbatches: int) -> Report:
         return rehearsal.rehearse(self.work, dict(axes), local * batch_shards(dict(axes)), microbatches)
@@ -143,9 +144,10 @@ def regrouped(moved: Counter[Collective], stand_in: Mapping[str, int], axes: Map
         devices = meshes.size(axes)
         if kind == "collective-permute" or group in kept:
             devices = group
+        elif kind == "all-gather" and group == stand_in.get("fsdp"):
+            devices = axes["fsdp"]  # while sums are over all that splits the batch
         elif group == batch_shards(stand_in):
-            # an all-gather there is fsdp's, all else is added up over everything that splits the batch
-            devices = axes["fsdp"] if kind == "all-gather" and "fsdp" in stand_in else batch_shards(axes)
+            devices = batch_shards(axes)
         if devices > 1:
             found[Collective(kind, devices)] += moved[Collective(kind, group)]
     return found

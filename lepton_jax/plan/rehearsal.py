@@ -1,8 +1,8 @@
 """A small compile that stands for many meshes.
 
 A program that XLA partitions is one program for all devices, and its shapes are those of a device: the rows of a
-microbatch that a device holds, and its part of what the model axis splits. How many devices share in the data does not
-enter. So the step of 64 devices is compiled here for three or four, on as many rows each, with shapes alone.
+microbatch that a device holds, and its part of what the model axis splits. How many devices share in the batch does
+not enter. So the step of 64 devices is compiled here for four or five, on as many rows each, with shapes alone.
 """
 
 from collections import Counter
