@@ -23,6 +23,7 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 LOOP = re.compile(r"\bwhile\(.*body=%?([\w.-]+)")
+FUSED = ("fused_computation", "async_collective_fusion")
 CHANNEL = re.compile(r"channel_id=(\d+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CALLED = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+)")
@@ -47,8 +48,8 @@ def moved(program: str, devices: int = 8) -> Counter[str]:
     """Bytes by kind of collective, in one run of a compiled program. Raises ValueError for a loop of unknown length
     around a collective.
 
-    A collective that a compiler has taken apart, with one channel for all of its parts, counts once. A reduce-scatter
-    counts what it reduces, on so many devices.
+    A collective that a compiler has taken apart and fused with what it hides behind counts once: its parts have one
+    channel. A reduce-scatter counts what it reduces, on so many devices.
     """
     parts = computations(program)
 
@@ -56,7 +57,7 @@ def moved(program: str, devices: int = 8) -> Counter[str]:
         found: dict[str, tuple[str, int]] = {}
         for number, line in enumerate(parts.get(name, ())):
             if match := OPERATION.search(line):
-                channel = CHANNEL.search(line)
+                channel = CHANNEL.search(line) if name.startswith(FUSED) else None
                 found[channel[1] if channel else f"{name}:{number}"] = counted(name, match[2], size(match[1]), devices)
             elif match := LOOP.search(line):
                 body, trips = within(match[1]), TRIPS.search(line)
