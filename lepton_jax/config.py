@@ -42,7 +42,7 @@ class Config:
     """Compute each batch in this many parts, one after the other, to save memory. auto: as few as fit."""
     bitwise: int | None = None
     """Compute each batch as this many virtual shards (8, say), so that 1, 2, 4 or 8 devices on the data axis make the
-    same run to the last bit (MLPs, CNNs, ResNets). Batch statistics are then a shard's own."""
+    same run to the last bit. Batch statistics are then a shard's own."""
     precision: str = "float32"
     """Type of the computation: float32, bfloat16, or float16 (with dynamic loss scaling). Parameters: float32."""
     remat: str | None = None

@@ -83,10 +83,9 @@ def sharded(grad_fn: GradFn, shards: int) -> GradFn:
 
     Each device computes its own shards one after the other, all by one program; their gradients are added in one
     fixed binary tree, of which a device's own are a branch. Any number of devices that divides the shards then makes
-    the same run, bit for bit (the idea of EasyScale, Li et al. 2023, https://arxiv.org/abs/2208.14228): so measured of
-    an MLP, a CNN and a ResNet on CPUs, while a Vision Transformer kept 5e-7 (`benchmarks.meshes`). Batch statistics
-    are a shard's own, and what the shards moved to is averaged. Microbatches go inside,
-    `sharded(accumulate(plain(loss), k), shards)`, and divide a shard.
+    the same run, bit for bit (the idea of EasyScale, Li et al. 2023, https://arxiv.org/abs/2208.14228): so tested of an
+    MLP, a CNN, a ResNet and a Vision Transformer on CPUs. Batch statistics are a shard's own, and what the shards moved
+    to is averaged. Microbatches go inside, `sharded(accumulate(plain(loss), k), shards)`, and divide a shard.
 
     Raises InputError for a number of shards that is not a power of two, that does not divide the batch, or that the
     devices do not divide; for devices on another axis than data, which split sums inside a layer or the update; and

@@ -46,6 +46,42 @@ def test_a_loop_of_unknown_length_is_not_guessed(mesh):
         lp.plan.moved(program(mesh, until_large))
 
 
+def test_a_reduce_scatter_counts_what_it_reduces(mesh):
+    function = jax.shard_map(
+        lambda x: jax.lax.psum_scatter(x, "data", scatter_dimension=1, tiled=True),
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P(None, "data"),
+        check_vma=False,
+    )
+    text = jax.jit(function).lower(jax.ShapeDtypeStruct((8, 80), jnp.float32)).compile().as_text()
+    assert collectives.moved(text) == {"reduce-scatter": 320}
+
+
+FUSED = """
+%all-reduce-scatter.1 (p: f32[16]) -> f32[2] {
+  %a = f32[16] all-reduce(%p), channel_id=1, to_apply=%add
+}
+%fused_computation.1 (p: f32[2]) -> f32[16] {
+  %g = f32[16] all-gather(%p), channel_id=7, dimensions={0}
+}
+%async_collective_fusion.2 (p: f32[2]) -> f32[16] {
+  %g = f32[16] all-gather(%p), channel_id=7, dimensions={0}
+}
+ENTRY %main (p: f32[16]) -> f32[2] {
+  %s = f32[2] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  %b = f32[16] fusion(%s), kind=kCustom, calls=%fused_computation.1
+  %c = f32[16] fusion(%b), kind=kCustom, calls=%async_collective_fusion.2
+  %d = f32[4] all-reduce(%c), channel_id=1, to_apply=%add
+}
+"""
+
+
+def test_collectives_that_are_fused_count_once():
+    """As XLA for TPUs writes a reduce-scatter, and a gather that it hides behind a computation."""
+    assert collectives.moved(FUSED) == {"reduce-scatter": 64, "all-gather": 64, "all-reduce": 16}
+
+
 def test_data_parallelism_adds_up_the_gradient_once():
     text, gradient = collectives.compiled("mlp", "8x1", 1)
     found = lp.plan.moved(text)

@@ -125,7 +125,14 @@ def test_law_3_in_float32_behind_kinks_holds_step_by_step(models):
     assert max(found) < 1e-3, found
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet", "dropout", "smooth", "vit"])
+def test_law_3_bit_for_bit_of_attention(models):
+    row = laws.TECHNIQUES["plain"]._replace(around=lambda gradient: lp.sharded(gradient, 8))
+    alone, *others = (laws.train(models["vit"], row, axes, 50) for axes in ("1x1", "2x1", "8x1"))
+    for run in others:
+        jax.tree.map(np.testing.assert_array_equal, run, alone)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet", "dropout", "smooth", pytest.param("vit", marks=pytest.mark.long)])
 def test_law_3_bit_for_bit_in_virtual_shards(models, name):
     """Losses, parameters, optimizer, statistics and average, in float32, behind kinks too."""
     row = laws.TECHNIQUES["all"]

@@ -87,6 +87,19 @@ def test_layers_in_stages_are_the_layers(axes, microbatches, float64):
     assert lp.tree.distance(found, expected) < 1e-14
 
 
+def test_layers_in_stages_need_no_keys(float64):
+    weights, x, _ = network(8)
+
+    def still(own, x, keys):
+        assert keys is None
+        return jnp.tanh(x @ own["kernel"])
+
+    expected = pipeline.sequential(still, weights, x, None)
+    with jax.set_mesh(mesh.make("pipe=2,data=4")):
+        found = jax.jit(lambda weights, x: pipeline.pipelined(still, weights, x, None))(weights, x)
+    assert lp.tree.distance(found, expected) < 1e-12
+
+
 def test_what_does_not_divide_into_stages_is_refused():
     weights, x, keys = network(6)
     with jax.set_mesh(mesh.make("pipe=4,data=2")):
@@ -203,9 +216,10 @@ def test_the_flag_writes_nothing(tmp_path, capsys):
     from experiments import vit as recipe
 
     directory = tmp_path / "run"
-    flags = ["--preset", "smoke", "--mesh", "2x4", "--run", str(directory), "--explain-sharding"]
+    flags = ["--preset", "smoke", "--stacked", "--mesh", "pipe=2,model=4", "--run", str(directory)]
+    flags.append("--explain-sharding")
     assert lp.cli.outcome(recipe.main, recipe.Config, recipe.PRESETS, flags) == 0
     told = capsys.readouterr().out
-    assert "params/block1/mlp/dense2/kernel" in told
+    assert "params/blocks/mlp/dense2/kernel" in told
     assert "head/kernel$, but model 4 does not divide 10" in told
     assert not directory.exists()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -27,15 +28,15 @@ def laid(x: Tokens) -> Float[Array, "batch padded width"]:
 
     As they are where there is no such axis, or where the batch does not divide over the rest of the mesh.
     """
-    spec = _spec(x.shape[0])
-    if spec is None:
+    here = _splitting(len(x))
+    if here is None:
         return x
+    rows = mesh.batch_axes(here) or None
     # whole before: else this layout reaches back into the convolution that made them, whose gradient then comes out
     # wrong on meshes of three axes (jax 0.10.2)
-    x = jax.lax.with_sharding_constraint(x, P(spec[0]))
-    missing = -x.shape[1] % _devices()
-    padded = jnp.pad(x, ((0, 0), (0, missing), (0, 0)))
-    return jax.lax.with_sharding_constraint(padded, P(*spec))
+    x = jax.lax.with_sharding_constraint(x, P(rows))
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % here.shape[AXIS]), (0, 0)))
+    return jax.lax.with_sharding_constraint(padded, P(rows, AXIS))
 
 
 def attended(query: Heads, key: Heads, value: Heads, tokens: int | None = None) -> Heads:
@@ -46,15 +47,13 @@ def attended(query: Heads, key: Heads, value: Heads, tokens: int | None = None) 
     al. 2017, https://arxiv.org/abs/1706.03762.
     """
     tokens = tokens or key.shape[1]
-    spec, devices = _spec(query.shape[0]), _devices()
-    if spec is None or query.shape[1] % devices:
+    here = _splitting(len(query))
+    if here is None or query.shape[1] % here.shape[AXIS]:
         return whole(query, key, value, tokens)
-    here = mesh.automatic()
-    assert here is not None  # or there would be no spec
-    split = here.shape.get("model", 1)
-    by_heads = P(*spec, "model" if split > 1 and query.shape[2] % split == 0 else None)
-    around = functools.partial(ring, tokens, devices)
-    return jax.shard_map(around, in_specs=(by_heads,) * 3, out_specs=by_heads)(query, key, value)
+    heads = "model" if "model" in here.shape and query.shape[2] % here.shape["model"] == 0 else None
+    laid = P(mesh.batch_axes(here) or None, AXIS, heads)
+    around = functools.partial(ring, tokens, here.shape[AXIS])
+    return jax.shard_map(around, in_specs=(laid,) * 3, out_specs=laid)(query, key, value)
 
 
 def whole(query: Heads, key: Heads, value: Heads, tokens: int) -> Heads:
@@ -76,17 +75,12 @@ def _softmax(scores: Scores) -> Scores:
     return weights * (1 / jnp.sum(weights, axis=-1, keepdims=True))
 
 
-def _spec(batch: int) -> tuple[Any, str] | None:
-    """How batch and tokens lie over the mesh; None where tokens are not split."""
+def _splitting(batch: int) -> AbstractMesh | None:
+    """The mesh, where it splits the tokens of a batch of this size; None elsewhere."""
     here = mesh.automatic()
     if here is None or here.shape.get(AXIS, 1) == 1 or batch % mesh.batch_shards(here):
         return None
-    return mesh.batch_axes(here) or None, AXIS
-
-
-def _devices() -> int:
-    here = mesh.automatic()
-    return here.shape.get(AXIS, 1) if here else 1
+    return here
 
 
 def _scores(query: Heads, key: Heads) -> Scores:

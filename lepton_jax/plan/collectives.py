@@ -16,7 +16,8 @@ CHANNEL = re.compile(r"channel_id=(\d+)")
 LOOP = re.compile(r"\bwhile\(.*body=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CALLED = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?([^,}]+)")
-FUSED = "all-reduce-scatter"  # as XLA for TPUs writes one: an all-reduce and what each device keeps of it, fused
+FUSIONS = ("fused_computation", "async_collective_fusion")  # in which a collective may be taken apart
+SCATTERED = "all-reduce-scatter"  # as XLA for TPUs writes one: an all-reduce and what each device keeps of it, fused
 LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 REGULAR = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
 BY_AXES = re.compile(r"replica_groups=mesh\[([^]]*)\]\s*\{([^}]*)\}")
@@ -34,8 +35,8 @@ def moved(program: str, devices: int = 8) -> Counter[str]:
     """Bytes by kind of collective, in one run of a compiled program: those of the results on one device, and of a
     reduce-scatter what it reduces, over `devices` where the program does not say.
 
-    A collective inside a loop counts as often as the loop goes round. One that a compiler has taken apart, with one
-    channel for all of its parts, counts once. Raises ValueError for a loop of unknown length around a collective.
+    A collective inside a loop counts as often as the loop goes round. One that a compiler has taken apart and
+    fused with what it hides behind counts once: its parts have one channel. Raises ValueError for a loop of unknown length around a collective.
     """
     total: Counter[str] = Counter()
     for collective, count in by_group(program, devices=devices).items():
@@ -62,10 +63,10 @@ def by_group(program: str, measure: Callable[[str], int] | None = None, devices:
         found: dict[str, tuple[Collective, int]] = {}
         for number, line in enumerate(parts.get(name, ())):
             if match := OPERATION.search(line):
-                channel = CHANNEL.search(line)
+                channel = CHANNEL.search(line) if name.startswith(FUSIONS) else None
                 place = channel[1] if channel else f"{name}:{number}"
                 kind, count, among = match[2], measure(match[1]), group(line)
-                if name.startswith(FUSED):
+                if name.startswith(SCATTERED):
                     kind, count = "reduce-scatter", -(-count // (among or devices))
                 found[place] = (Collective(kind, among), count)
             elif match := LOOP.search(line):
