@@ -55,7 +55,7 @@ def test_a_reduce_scatter_counts_what_it_reduces(mesh):
         check_vma=False,
     )
     text = jax.jit(function).lower(jax.ShapeDtypeStruct((8, 80), jnp.float32)).compile().as_text()
-    assert collectives.moved(text) == {"reduce-scatter": 320}
+    assert lp.plan.moved(text) == {"reduce-scatter": 320}
 
 
 FUSED = """
@@ -79,7 +79,7 @@ ENTRY %main (p: f32[16]) -> f32[2] {
 
 def test_collectives_that_are_fused_count_once():
     """As XLA for TPUs writes a reduce-scatter, and a gather that it hides behind a computation."""
-    assert collectives.moved(FUSED) == {"reduce-scatter": 64, "all-gather": 64, "all-reduce": 16}
+    assert lp.plan.moved(FUSED) == {"reduce-scatter": 64, "all-gather": 64, "all-reduce": 16}
 
 
 def test_data_parallelism_adds_up_the_gradient_once():

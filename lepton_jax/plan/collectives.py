@@ -35,8 +35,9 @@ def moved(program: str, devices: int = 8) -> Counter[str]:
     """Bytes by kind of collective, in one run of a compiled program: those of the results on one device, and of a
     reduce-scatter what it reduces, over `devices` where the program does not say.
 
-    A collective inside a loop counts as often as the loop goes round. One that a compiler has taken apart and
-    fused with what it hides behind counts once: its parts have one channel. Raises ValueError for a loop of unknown length around a collective.
+    A collective inside a loop counts as often as the loop goes round. One that a compiler has taken apart and fused
+    with what it hides behind counts once: its parts have one channel. Raises ValueError for a loop of unknown length
+    around a collective.
     """
     total: Counter[str] = Counter()
     for collective, count in by_group(program, devices=devices).items():
