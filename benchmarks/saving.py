@@ -33,7 +33,7 @@ class Run:
         config = resnet.Config(model=model, batch_size=64, **MODELS[model])
         recipe = resnet.compose(config)
         self.mesh, self.stream, self.number = lp.mesh.make("1x1"), recipe.stream, 0
-        state = lp.experiment.prepared(recipe, config, self.mesh)
+        state = lp.preparation.prepared(recipe, config, self.mesh)
         with jax.set_mesh(self.mesh):
             self.compiled = lp.step.compile(recipe.step, state, self.stream.batch(0), self.mesh)
         self.state: Any = lp.step.place(state, self.mesh)

@@ -21,6 +21,7 @@ from . import models as models
 from . import optimizers as optimizers
 from . import plan as plan
 from . import precision as precision
+from . import preparation as preparation
 from . import processes as processes
 from . import progress as progress
 from . import recipe as recipe

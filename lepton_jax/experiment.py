@@ -1,6 +1,5 @@
 """A recipe's pieces, arranged into a run: mesh, run directory, resume, screen, loop, result."""
 
-import contextlib
 import math
 import pathlib
 import time
@@ -8,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lepton_jax import (
@@ -18,9 +15,8 @@ from lepton_jax import (
     data,
     evaluate,
     finder,
-    keys,
-    lease,
     preemption,
+    preparation,
     progress,
     recovery,
     report,
@@ -30,13 +26,10 @@ from lepton_jax import (
     sharding,
     summary,
     train,
-    tree,
 )
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
 from lepton_jax.config import Config
-from lepton_jax.data.paths import reason
-from lepton_jax.errors import InputError
 from lepton_jax.optimizers import learning_rate_scale
 from lepton_jax.plan import auto, work
 from lepton_jax.recipe import Recipe
@@ -75,16 +68,16 @@ def run(recipe: Recipe, config: Config) -> Result:
     """
     clock = Clock()
     if auto.asked(config):
-        with accepting(work.shapes(recipe, config)["input"]):
+        with preparation.accepting(work.shapes(recipe, config)["input"]):
             recipe, config = auto.resolved(recipe, config)
     mesh = meshes.make(config.mesh)
     if config.find_learning_rate:
         finder.require_drawing()
-    state = prepared(recipe, config, mesh)
+    state = preparation.prepared(recipe, config, mesh)
     if config.explain_sharding:
         return explained(recipe, config, mesh, state)
-    directory = pathlib.Path(agreement.shared(lambda: str(opened(recipe, config, state))))
-    with runs.writing(directory), leased(directory):
+    directory = pathlib.Path(agreement.shared(lambda: str(preparation.opened(recipe, config, state))))
+    with runs.writing(directory), preparation.leased(directory):
         recipe = replace(recipe, stream=recipe.stream.part(*meshes.part(mesh)).without(recovery.skipped(directory)))
         if config.find_learning_rate:
             return swept(recipe, config, mesh, state, directory)
@@ -97,14 +90,6 @@ def explained(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> 
         lines = sharding.explained(recipe.step, state, recipe.stream.batch(0), mesh, recipe.model.rules)
         print("\n".join(lines), flush=True)
     return Result(state, {}, pathlib.Path(config.run) if config.run else runs.fresh(recipe.name))
-
-
-@contextlib.contextmanager
-def leased(directory: pathlib.Path) -> Iterator[None]:
-    """Hold the directory's lease, in the first of the processes that write to it. Raises InputError in all."""
-    with contextlib.ExitStack() as stack:
-        agreement.shared(lambda: stack.enter_context(lease.held(directory)))
-        yield
 
 
 def swept(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState, directory: pathlib.Path) -> Result:
@@ -208,7 +193,7 @@ def surviving(
             progress.reporter().committed(step)
 
     def first() -> TrainState:
-        return prepared(recipe, config, mesh)
+        return preparation.prepared(recipe, config, mesh)
 
     spike = math.inf if config.spike is None else config.spike
     return train.Survival(
@@ -256,55 +241,6 @@ def selected(
     if best is None or best == int(state.step):
         return state
     return checkpoints.restore(state, mesh, recipe.model.rules, best)[0]
-
-
-def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
-    """The state before the first step, once data, model, step, batch and mesh are known to fit together.
-
-    All that a step refuses it refuses here, before any file is written.
-    """
-    steps.check_batch(config.batch_size, config.parts, mesh)
-    batch, key = steps.shapes(recipe.stream.batch(0)), keys.seeded(config.seed)
-    inputs, classes = batch["input"], len(recipe.dataset.classes)
-    with jax.set_mesh(mesh), accepting(inputs):
-        state = steps.initial(recipe.model, recipe.optimizer, key, inputs, **recipe.stats)
-        variables = {"params": state.params, **state.stats.get("model", {})}
-        outputs, _ = jax.eval_shape(lambda v, x: recipe.model.apply(v, x, False, None), variables, inputs)
-        if outputs.shape != (len(inputs), classes):
-            problem = f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
-            raise InputError(problem, f"give the model {classes} outputs")
-        jax.eval_shape(recipe.step, state, batch)
-    return state
-
-
-@contextlib.contextmanager
-def accepting(inputs: jax.ShapeDtypeStruct) -> Iterator[None]:
-    """Turns what models and augmentations raise for inputs of a shape that they cannot take into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (TypeError, ValueError, IndexError) as error:
-        found = f"{inputs.dtype} of shape {inputs.shape[1:]}"
-        problem = f"this model or its augmentation cannot take inputs of {found}: {reason(error)}"
-        raise InputError(problem, "choose other --data or another --model; --debug shows where it failed") from error
-
-
-def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:
-    """The run directory, new or recognised as this very run's. Raises InputError and leaves others untouched."""
-    directory = pathlib.Path(config.run) if config.run else runs.fresh(recipe.name)
-    flags = {name: value for name, value in asdict(config).items() if name != "run"}
-    known = identity(recipe, state)
-    runs.check(directory, recipe.name, flags, known)
-    record = {"experiment": recipe.name, "config": flags, "identity": known}
-    # the newest few, the best, and one being written
-    runs.create(directory, record, (config.keep + 2) * tree.nbytes(state._replace(key=jnp.uint32(0))))
-    return directory
-
-
-def identity(recipe: Recipe, state: TrainState) -> dict[str, Any]:
-    """What decides a run beside its flags."""
-    return {"parameters": tree.count(state.params), "data": data.fingerprint(recipe.dataset.train)}
 
 
 def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState, str], evaluate.Evaluation]:

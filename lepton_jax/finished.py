@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, experiment, runs
+from lepton_jax import checkpoint, preparation, runs
 from lepton_jax import mesh as meshes
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError, named
@@ -58,8 +58,8 @@ def load(
     kind, compose = named("experiment", found["experiment"], experiments)
     config = restored(kind, found["config"], data_dir)
     recipe, over = compose(config), meshes.make(mesh)
-    like = experiment.prepared(recipe, dataclasses.replace(config, mesh=mesh), over)
-    runs.require_same(place, found["identity"], experiment.identity(recipe, like))
+    like = preparation.prepared(recipe, dataclasses.replace(config, mesh=mesh), over)
+    runs.require_same(place, found["identity"], preparation.identity(recipe, like))
     with checkpoint.Checkpoints(
         config.checkpoints or place / "checkpoints", config.keep, config.monitor
     ) as checkpoints:

@@ -46,6 +46,7 @@ FLOORS = [
         "finder",
         "summary",
         "experiment",
+        "preparation",
         "finished",
         "compaction",
         "compressions",

@@ -411,7 +411,7 @@ def test_a_model_with_other_outputs_than_classes(here):
     with pytest.raises(lp.InputError, match=r"outputs \(16, 7\) for a batch of 16 with 10 classes"):
         lp.experiment.run(recipe(7), config)
     assert not any(here.iterdir())
-    state = lp.experiment.prepared(recipe(10), config, lp.mesh.make("1x1"))
+    state = lp.preparation.prepared(recipe(10), config, lp.mesh.make("1x1"))
     assert int(state.step) == 0
 
 

@@ -56,11 +56,11 @@ def main(arguments: list[str]) -> None:
     devices = f"{request.devices} x {accelerator.name}"
     print(f"planning   {request.experiment} on {devices}, a batch of {config.batch_size:,}", flush=True)
     simulate(max(SIMULATED, request.devices if request.devices <= CHECKED else 0))
-    from lepton_jax import experiment
+    from lepton_jax import preparation
     from lepton_jax.plan import work
 
     recipe = module.compose(config)
-    with experiment.accepting(work.shapes(recipe, config)["input"]):
+    with preparation.accepting(work.shapes(recipe, config)["input"]):
         show(recipe, config, request.devices, memory, accelerator)
 
 
