@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks import injected
@@ -105,6 +105,7 @@ class Fault(NamedTuple):
     wrong: str
     seconds: float  # to the exit after SIGTERM; else of the whole run
     codes: tuple[int, ...] = ()  # with which the processes left
+    waits: tuple[tuple[float, float], ...] = ()  # under the launcher: from a kill until all are gone, until a new step
 
 
 def killed(machine: Machine, run: pathlib.Path, target: Sequence[int], point: str, whole: Outcome) -> Fault:
@@ -187,7 +188,7 @@ def disorder(run: pathlib.Path, processes: int) -> str:
 
 def supervised(machine: Machine, run: pathlib.Path, count: int, life: float, seed: int, whole: Outcome) -> Fault:
     """A run under the launcher, of which a random process is killed after up to `life` seconds, so many times."""
-    begun, draw, kills = time.monotonic(), random.Random(seed), 0
+    begun, draw, kills = time.monotonic(), random.Random(seed), []
     command = [sys.executable, "-m", "lepton_jax.launch", "--processes", str(machine.processes), "--restarts", "1000"]
     command += ["--backoff", "0.1", "--", sys.executable, "-m", "experiments.resnet", *machine.arguments(run)]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(machine.programs or machine.directory / "programs")}
@@ -195,19 +196,30 @@ def supervised(machine: Machine, run: pathlib.Path, count: int, life: float, see
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as launch:
         while launch.poll() is None:
-            workers = children(launch.pid)
             deadline = time.monotonic() + draw.uniform(0, life)
             while launch.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             workers = children(launch.pid)
-            if workers and kills < count:
+            if workers and len(kills) < count:
                 os.kill(draw.choice(workers), signal.SIGKILL)
-                kills += 1
+                kills.append(time.time())
         said = launch.stderr.read() if launch.stderr else ""
     wrong = "" if launch.returncode == 0 else f"exit code {launch.returncode}: {said[-200:]}"
-    wrong = wrong or ("" if kills == count else f"only {kills} faults found the run alive")
+    wrong = wrong or ("" if len(kills) == count else f"only {len(kills)} faults found the run alive")
+    wrong, waits = wrong or differences(run, whole), tuple(waited(run, kills))
     point = f"{count} at random, under the launcher"
-    return Fault("supervised", point, "one", True, wrong or differences(run, whole), time.monotonic() - begun)
+    return Fault("supervised", point, "one", True, wrong, time.monotonic() - begun, waits=waits)
+
+
+def waited(run: pathlib.Path, kills: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Seconds from each kill until the launcher had seen everyone gone, and until the next step was committed."""
+    events = [json.loads(line) for line in (run / "launch" / "events.jsonl").read_text().splitlines()]
+    for kill, following in zip(kills, [*kills[1:], float("inf")], strict=True):
+        after = [event for event in events if kill <= event["time"] < following]
+        gone = next((event["time"] - kill for event in after if event["event"] == "restart"), None)
+        again = next((event["time"] - kill for event in after if event["event"] == "commit"), None)
+        if gone is not None and again is not None:  # else the next kill came before
+            yield gone, again
 
 
 def children(process: int) -> list[int]:

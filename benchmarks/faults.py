@@ -120,6 +120,8 @@ def main(
 
 def told(fault: faulted.Fault) -> faulted.Fault:
     """The fault, printed."""
+    for gone, again in fault.waits:
+        print(f"      all gone after {gone:5.1f} s, a new step on the disk after {again:5.1f} s")
     verdict = "not reached" if not fault.hit else fault.wrong or "same"
     print(f"{fault.kind:<5} {fault.target:<7} {fault.point:<52} {fault.seconds:6.1f} s  {verdict}", flush=True)
     return fault
