@@ -270,7 +270,7 @@ def require_alike(place: Any, leaves: Mapping[str, str], like: Mapping[str, str]
 
 def _unwritten(directory: Any, error: Exception) -> tuple[str, str]:
     reason = _first_line(error)
-    if code := re.search(r"os_error_code='(\d+)'", reason):  # from tensorstore, a long line around an errno
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # from tensorstore, a long line around an errno
         reason = os.strerror(int(code[1]))
     return (
         f"a checkpoint cannot be written under {directory}: {reason}",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lepton_jax import agreement, data, keys, lease, runs, tree
+from lepton_jax import agreement, checkpoint, data, keys, lease, runs, tree
 from lepton_jax import step as steps
 from lepton_jax.config import Config
 from lepton_jax.data.paths import reason
@@ -57,6 +57,8 @@ def opened(recipe: Recipe, config: Config, state: TrainState) -> pathlib.Path:
     flags = {name: value for name, value in asdict(config).items() if name != "run"}
     known = identity(recipe, state)
     runs.check(directory, recipe.name, flags, known)
+    if config.checkpoints:
+        checkpoint.located(config.checkpoints)
     record = {"experiment": recipe.name, "config": flags, "identity": known}
     # the newest few, the best, and one being written
     runs.create(directory, record, (config.keep + 2) * tree.nbytes(state._replace(key=jnp.uint32(0))))

@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: str, problem: str, re
 FLAGS = {
     "--mesh 2y2": ("'2y2' does not parse", "8x1"),
     "--mesh data=2,data=2": ("names an axis twice", "once"),
-    "--mesh data=2,pipe=2": ("unknown axis 'pipe'", "data, fsdp, model"),
+    "--mesh data=2,expert=2": ("unknown axis 'expert'", "data, fsdp, model"),
     "--mesh 0x1": ("size 0", "at least 1"),
     "--mesh 3x1": ("batch of 128 does not divide over the mesh (data 3)", "126 or 129"),
     "--mesh data=2,fsdp=4 --batch-size 36": ("(data 2 x fsdp 4)", "32 or 40"),
@@ -96,6 +96,9 @@ FLAGS = {
     f"--seeds 2 --seed {2**32 - 1}": (f"--seeds 2 from --seed {2**32 - 1} on", "from 0 up"),
     "--seeds 2 --find-learning-rate": ("--seeds 2 makes several runs", "leave one of them out"),
     "--seeds 2 --optimizer adam": ("unknown optimizer 'adam'", "did you mean 'adamw'"),
+    "--rollbacks -1": ("--rollbacks -1 is negative", "0 gives up"),
+    "--spike 1": ("--spike 1.0 is not above 1", "10 is a loss of ten times"),
+    "--checkpoints ftp://host/run": ("unknown kind of store 'ftp'", "gs, s3"),
     "--patience 0": ("--patience 0.0 is not a finite number above 0", "train to the end"),
     "--patience 2 --eval-every inf": ("--patience 2.0 waits for evaluations", "--eval-every a number"),
     "--monitor acuracy": ("unknown --monitor 'acuracy'", "did you mean 'accuracy'"),
@@ -427,7 +430,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(here, capsys):
     assert outcome("--learning-rate", "1e30", "--epochs", "3", "--log-every", "2", "--run", "run") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "the loss is" in lines[0]
+    assert "the gradient norm is nan at step 2, after going back 3 time(s)" in lines[0]
     assert "--learning-rate" in lines[1]
     assert not (here / "run" / "result.json").exists()
     assert (here / "run" / "config.json").exists()
@@ -536,7 +539,7 @@ def test_writes_that_fail_in_a_real_process(limit, problem, here):
 def test_every_flag_with_names_or_bounds_is_in_the_table():
     """A new flag of this kind needs its row."""
     known = " ".join([*FLAGS, "--run", PETS])
-    free = {"debug", "flip", "step_size", "momentum", "label_smoothing", "ema", "image_size"}
+    free = {"debug", "explain_sharding", "flip", "step_size", "momentum", "label_smoothing", "ema", "image_size"}
     counted = {"eval_batch_size", "log_every", "eval_every", "checkpoint_every", "keep"}  # tests/test_cli.py
     names = {field.name for field in dataclasses.fields(resnet.Config)} - free - counted
     assert {name for name in names if cli.flag(name) not in known} == set()

@@ -100,7 +100,7 @@ def test_the_command_writes_a_table_and_a_picture_and_trains_nothing(tmp_path, c
         assert picture.size == (840, 504)
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "learning-rate.json", "learning-rate.png"}
+    assert names == {".lease", "config.json", "learning-rate.json", "learning-rate.png"}
 
 
 def test_without_matplotlib_nothing_is_begun(tmp_path, capsys, monkeypatch):

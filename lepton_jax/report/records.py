@@ -1,6 +1,5 @@
 """What a run leaves on disk row by row: metrics.jsonl and TensorBoard events."""
 
-import io
 import json
 import os
 import pathlib
@@ -12,11 +11,12 @@ from lepton_jax.report.base import Reporter, Row
 
 
 class Journal(Reporter):
-    """metrics.jsonl: one JSON object per row, flushed at once. `step`: where a resumed run goes on."""
+    """metrics.jsonl: one JSON object per row, flushed at once. `step`: where a resumed run goes on; later rows go."""
 
-    def __init__(self, directory: pathlib.Path, step: int = 0):
-        self._directory, self._file = directory, io.StringIO()
-        self.rewind(step)
+    def __init__(self, directory: pathlib.Path, step: int | None = None):
+        if step is not None:
+            runs.rewind(directory, step)
+        self._directory, self._file = directory, (directory / "metrics.jsonl").open("a", encoding="utf-8")
 
     def rewind(self, step: int) -> None:
         self._file.close()
