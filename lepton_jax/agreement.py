@@ -10,7 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lepton_jax.errors import InputError
+from lepton_jax.errors import DamagedError, InputError
+
+# what the first process may raise, by name, as it travels to the others
+ERRORS = {kind.__name__: kind for kind in (InputError, DamagedError)}
 
 
 def is_first() -> bool:
@@ -21,7 +24,7 @@ def is_first() -> bool:
 def shared(ask: Callable[[], Any]) -> Any:
     """What the first process answers, in every process: anything that JSON can say.
 
-    Where it raises InputError there, it does so in all, so that none waits for one that has left.
+    Where it raises InputError there, or DamagedError, it does so in all, so that none waits for one that has left.
     """
     if jax.process_count() == 1:
         return ask()
@@ -30,10 +33,10 @@ def shared(ask: Callable[[], Any]) -> Any:
         try:
             answer = {"value": ask()}
         except InputError as error:
-            answer = {"problem": error.problem, "remedy": error.remedy}
+            answer = {"error": type(error).__name__, "lines": (error.problem, error.remedy)}
     answer = json.loads(_broadcast(json.dumps(answer).encode()))
-    if "problem" in answer:
-        raise InputError(answer["problem"], answer["remedy"])
+    if "error" in answer:
+        raise ERRORS[answer["error"]](*answer["lines"])
     return answer["value"]
 
 

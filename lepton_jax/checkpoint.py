@@ -14,14 +14,13 @@ import math
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import agreement, digests, errors, manifest, selection, tree
+from lepton_jax import agreement, digests, errors, files, manifest, selection, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.types import Rule, TrainState
@@ -91,10 +90,16 @@ class Checkpoints:
     def check(self) -> None:
         """Raise InputError where a save that is under way has failed, and seal those that are complete."""
         with self._writing():
-            self._manager.check_for_errors()
-            if agreement.is_first() and not self._manager.is_saving_in_progress():
+            if self._is_settled() and agreement.is_first():
                 for step in self._manager.all_steps():
                     manifest.seal(self._manager.directory / str(step))
+
+    def _is_settled(self) -> bool:
+        """Whether no save is under way. Raises what the last one met."""
+        # asked in this order: one that fails in between is then known to have failed, or still to be under way
+        saving = self._manager.is_saving_in_progress()
+        self._manager.check_for_errors()
+        return not saving
 
     @contextlib.contextmanager
     def _writing(self, place: Any = None) -> Iterator[None]:
@@ -105,17 +110,18 @@ class Checkpoints:
 
     def _require_room(self, state: TrainState) -> None:
         """What Orbax cannot write it reports at the save after; most of that can be known now."""
-        if "://" in str(self._manager.directory):
-            return
-        free = shutil.disk_usage(self._manager.directory).free
-        needed = tree.nbytes(state._replace(key=jax.random.key_data(state.key)))
-        if free < needed:
-            full = OSError(f"the disk is full: {needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
-            raise InputError(*_unwritten(self._manager.directory, full))
+        if "://" not in str(self._manager.directory):
+            needed = tree.nbytes(state._replace(key=jax.random.key_data(state.key)))
+            with self._writing():
+                files.require_room(self._manager.directory, needed, "it")
 
     def committed(self) -> int | None:
-        """The newest step that no crash can take back; None before the first, and while one is being written."""
-        return None if self._manager.is_saving_in_progress() else self.latest()
+        """The newest step that no crash can take back; None before the first, and while one is being written.
+
+        Raises InputError where a save has failed.
+        """
+        with self._writing():
+            return self.latest() if self._is_settled() else None
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""

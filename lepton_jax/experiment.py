@@ -1,6 +1,5 @@
 """A recipe's pieces, arranged into a run: mesh, run directory, resume, screen, loop, result."""
 
-import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,24 +10,23 @@ from jax.sharding import Mesh
 
 from lepton_jax import (
     agreement,
-    checkpoint,
     data,
     evaluate,
     finder,
-    preemption,
     preparation,
     progress,
     recovery,
     report,
-    rows,
     runs,
     selection,
     sharding,
     summary,
+    survival,
     train,
 )
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps
+from lepton_jax.checkpoint import Checkpoints
 from lepton_jax.config import Config
 from lepton_jax.optimizers import learning_rate_scale
 from lepton_jax.plan import auto, work
@@ -121,23 +119,21 @@ def recorded(
         evaluation = assess(state, judged)
         return evaluation.metrics
 
-    with checkpoint.Checkpoints(
-        config.checkpoints or directory / "checkpoints", config.keep, config.monitor
-    ) as checkpoints:
-        state, begun = resumed(recipe, mesh, state, checkpoints)
+    with survival.kept(config, directory) as checkpoints:
+        state, begun = survival.resumed(recipe, mesh, state, checkpoints)
         with reporters(directory, total, int(state.step)) as reporter:
             clock.add(begun["seconds"], finished=int(state.step) >= total or stop())
             known = summary.facts(recipe, config, mesh, state)
             reporter.say(summary.opening(known, state, directory, int(state.step) if stop() else total))
             for said in remarks(config, judged, checkpoints):
                 reporter.say(said)
-            survival = surviving(recipe, config, mesh, directory, checkpoints, begun, clock, reporter)
-            job = planned(recipe, config, mesh, reporter, scored, stop, survival)
+            survives = survival.surviving(recipe, config, mesh, directory, checkpoints, begun, clock.seconds, reporter)
+            job = planned(recipe, config, mesh, reporter, scored, stop, survives)
             state, scores = train.fit(job, state)
             ended = ending(job, config, state, stop())
             if ended["step"] < total:
                 reporter.say(f"stopped    {ended['reason']}")
-        chosen = selected(checkpoints, recipe, config, mesh, state)
+        chosen = survival.selected(checkpoints, recipe, config, mesh, state)
         if chosen is not state or judged != "test":
             evaluation = assess(chosen, "test")
         if chosen is not state and judged != "test":
@@ -154,59 +150,12 @@ def recorded(
     return Result(chosen, record["metrics"], directory)
 
 
-def resumed(
-    recipe: Recipe, mesh: Mesh, state: TrainState, checkpoints: checkpoint.Checkpoints
-) -> tuple[TrainState, dict[str, Any]]:
-    """(state, what its checkpoint says) of the newest checkpoint that can be trusted, or the beginning."""
-    if checkpoints.latest() is None:
-        return state, {"seconds": 0.0, "window": []}
-    progress.reporter().stage("restoring")
-    return checkpoints.restore(state, mesh, recipe.model.rules)
-
-
-def remarks(config: Config, judged: str, checkpoints: checkpoint.Checkpoints) -> Iterator[str]:
+def remarks(config: Config, judged: str, checkpoints: Checkpoints) -> Iterator[str]:
     """What a person should know before the run goes on."""
     for damage in checkpoints.aside.values():
         yield f"note       set aside: {damage}"
     if judged == "test" and (config.patience is not None or config.restore == "best"):
         yield "note       there is no validation data: chosen on the test data, scores flatter"
-
-
-def surviving(
-    recipe: Recipe,
-    config: Config,
-    mesh: Mesh,
-    directory: pathlib.Path,
-    checkpoints: checkpoint.Checkpoints,
-    begun: Mapping[str, Any],
-    clock: Clock,
-    reporter: report.Reporter,
-) -> train.Survival:
-    """Checkpoints, leaving when asked to, and going back from a loss that cannot be."""
-
-    def save(state: TrainState, scores: Mapping[str, float], window: rows.Window) -> None:
-        checkpoints.save(state, {"seconds": clock.seconds(), "window": rows.written(window)}, scores)
-
-    def check() -> None:
-        checkpoints.check()
-        if (step := checkpoints.committed()) is not None:
-            progress.reporter().committed(step)
-
-    def first() -> TrainState:
-        return preparation.prepared(recipe, config, mesh)
-
-    spike = math.inf if config.spike is None else config.spike
-    return train.Survival(
-        save=save,
-        check=check,
-        leave=preemption.is_asked,
-        recover=recovery.recovering(
-            directory, checkpoints, recipe.stream, first, mesh, recipe.model.rules, config.rollbacks, reporter
-        ),
-        spike=spike,
-        begun=rows.read(begun["window"]),
-        last=agreement.shared(lambda: recovery.last_loss(directory)),
-    )
 
 
 def judged_on(recipe: Recipe) -> str:
@@ -233,16 +182,6 @@ def ending(job: train.Job, config: Config, state: TrainState, early: bool) -> di
     return {"step": step, "epoch": job.epoch(step), "reason": waited}
 
 
-def selected(
-    checkpoints: checkpoint.Checkpoints, recipe: Recipe, config: Config, mesh: Mesh, state: TrainState
-) -> TrainState:
-    """The state that the result is of: with `--restore best` that of the best checkpoint."""
-    best = checkpoints.best() if config.restore == "best" else None
-    if best is None or best == int(state.step):
-        return state
-    return checkpoints.restore(state, mesh, recipe.model.rules, best)[0]
-
-
 def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState, str], evaluate.Evaluation]:
     """(state, split) -> the evaluation of a state, of its averaged parameters where it has them, on a split's data."""
     judge = evaluate.evaluator(recipe.model, recipe.criterion, mesh, len(recipe.dataset.classes))
@@ -257,7 +196,7 @@ def assessor(recipe: Recipe, config: Config, mesh: Mesh) -> Callable[[TrainState
 
 
 def planned(
-    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, stop: Any, survival: Any
+    recipe: Recipe, config: Config, mesh: Mesh, reporter: report.Reporter, assess: Any, stop: Any, survives: Any
 ) -> train.Job:
     """The recipe as a job for the loop, with the learning rate among the metrics."""
     return train.Job(
@@ -274,7 +213,7 @@ def planned(
         evaluate=assess,
         judged_on=judged_on(recipe),
         stop=stop,
-        survival=survival,
+        survival=survives,
         reporter=reporter,
     )
 

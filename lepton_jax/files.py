@@ -23,7 +23,7 @@ def written(target: pathlib.Path) -> Iterator[pathlib.Path]:
         part.unlink(missing_ok=True)
 
 
-def require_room(place: pathlib.Path, nbytes: int, what: str) -> None:
+def require_room(place: os.PathLike[str], nbytes: int, what: str) -> None:
     """Raise OSError where fewer than `nbytes` are free; `what` needs them."""
     free = shutil.disk_usage(place).free
     if free < nbytes:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from lepton_jax import checkpoint, preparation, runs
 from lepton_jax import mesh as meshes
+from lepton_jax import preparation, runs, survival
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError, named
 from lepton_jax.recipe import Recipe
@@ -60,9 +60,7 @@ def load(
     recipe, over = compose(config), meshes.make(mesh)
     like = preparation.prepared(recipe, dataclasses.replace(config, mesh=mesh), over)
     runs.require_same(place, found["identity"], preparation.identity(recipe, like))
-    with checkpoint.Checkpoints(
-        config.checkpoints or place / "checkpoints", config.keep, config.monitor
-    ) as checkpoints:
+    with survival.kept(config, place) as checkpoints:
         state, _ = checkpoints.restore(like, over, recipe.model.rules, record["selected"]["step"])
     return Finished(place, config, recipe, over, state, record)
 

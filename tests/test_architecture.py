@@ -38,6 +38,7 @@ FLOORS = [
         "lease",
         "preemption",
         "recovery",
+        "survival",
         "selection",
         "train",
         "config",

@@ -151,6 +151,10 @@ def test_a_machine_is_known_by_its_address_on_the_way_to_the_coordinator():
 PROGRAM = """
 import os, sys
 import lepton_jax as lp
+from lepton_jax import agreement, errors
+
+def damaged():
+    raise errors.DamagedError("a leaf is not as it was", "put a copy back")
 
 def listening():
     mine = {os.readlink(link)[8:-1] for link in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
@@ -165,6 +169,10 @@ def main(config):
     total = jax.jit(lambda batch: batch["x"].sum(), out_shardings=lp.mesh.replicated(mesh))
     print("sum", float(total(lp.mesh.place(rows, mesh))), jax.process_count(), jax.local_device_count(), flush=True)
     print("listening", *listening(), flush=True)
+    try:
+        agreement.shared(damaged)
+    except lp.InputError as error:
+        print("told", int(error.code), error.remedy, flush=True)
     if jax.process_index() == config.seed:
         raise ZeroDivisionError("ours")
 
@@ -195,6 +203,7 @@ def test_two_processes_share_a_mesh_and_listen_on_loopback_only():
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert "sum 6.0 2 2" in out
+        assert "told 65 put a copy back" in out
         (heard,) = (line.split()[1:] for line in out.splitlines() if line.startswith("listening"))
         assert heard
         assert set(heard) <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and as IPv6 writes it
