@@ -94,8 +94,13 @@ def averaged(step: Step, decay: float) -> Step:
 
 
 def place(state: TrainState, mesh: Mesh, rules: Sequence[Rule] = ()) -> TrainState:
-    """The state over the mesh: see `mesh.shardings`."""
-    return jax.device_put(state, meshes.shardings(state, mesh, rules))
+    """The state over the mesh: see `mesh.shardings`. Of several processes each comes with the same state."""
+    lie = meshes.shardings(state, mesh, rules)
+    if jax.process_count() == 1:
+        return jax.device_put(state, lie)
+    # device_put takes numbers from every process to all, and not random keys (jax 0.10.2)
+    numbers = jax.device_put(state._replace(key=jax.random.key_data(state.key)), lie)
+    return numbers._replace(key=jax.random.wrap_key_data(numbers.key, impl=jax.random.key_impl(state.key)))
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
