@@ -143,7 +143,7 @@ def _mapped(function: Callable[[Any], Any], parts: Any) -> Any:
         result = function(jax.tree.map(lambda x: x[number], parts))
         return jax.tree.map(lambda all, one: all.at[number].set(one), results, result)
 
-    rounds = count + jnp.minimum(parts["index"][0, 0], 0)  # the index of an example is never negative
+    rounds = count + jnp.minimum(parts["index"].ravel()[0], 0)  # the index of an example is never negative
     return jax.tree.map(lambda x: x[:count], jax.lax.fori_loop(0, rounds, compute, empty))
 
 
