@@ -407,7 +407,7 @@ def test_names_that_are_none_are_refused_and_nothing_is_written(nodes, days, pro
 
 
 def test_a_missing_file_or_a_key_that_does_not_fit_is_named(place, tmp_path):
-    with pytest.raises(InputError, match="has no z.pem"):
+    with pytest.raises(InputError, match=r"has no z\.pem"):
         tls.identity(place, "z")
     for name, source in (("ca.pem", "ca.pem"), ("a.pem", "a.pem"), ("a.key", "b.key")):
         (tmp_path / name).write_bytes((place / source).read_bytes())

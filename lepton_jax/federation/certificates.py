@@ -83,6 +83,7 @@ def issued(
     """
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ed25519
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     key = key or ed25519.Ed25519PrivateKey.generate()
     begin = now or datetime.datetime.now(datetime.UTC)
@@ -102,8 +103,7 @@ def issued(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     if authority:
-        oids = x509.ExtendedKeyUsageOID
-        purpose = oids.SERVER_AUTH if name == COORDINATOR else oids.CLIENT_AUTH
+        purpose = ExtendedKeyUsageOID.SERVER_AUTH if name == COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     return Issued(builder.sign(signer, None), key)
