@@ -66,12 +66,17 @@ def create(out: pathlib.Path, nodes: Sequence[str], days: float) -> list[pathlib
 def _check(nodes: Sequence[str], days: float) -> None:
     if not 0 < days < 36500:
         raise InputError(f"--days {days} is not a number of days above 0", "30 is usual")
+    check_names(nodes)
+
+
+def check_names(nodes: Sequence[str]) -> None:
+    """Raise InputError for names that certificates cannot hold, for none, and for one that comes twice."""
     for name in nodes:
         if not NAME.fullmatch(name) or name in (COORDINATOR, AUTHORITY):
             remedy = f"use small letters, digits and hyphens, up to 63; {COORDINATOR} and {AUTHORITY} are taken"
             raise InputError(f"{name!r} cannot be the name of a node", remedy)
     if not nodes or len(set(nodes)) < len(nodes):
-        raise InputError(f"--nodes {' '.join(nodes)} names none, or one twice", "name each node once")
+        raise InputError(f"the nodes {' '.join(nodes)!r} are none, or one is named twice", "name each node once")
 
 
 def issued(

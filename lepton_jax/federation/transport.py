@@ -5,7 +5,7 @@ the coordinator's answers depend on who asks and what, and never on the connecti
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lepton_jax.federation.frames import Frame
 
@@ -13,6 +13,7 @@ Answer = Callable[[str, Frame], Frame]
 """(name of who asks, question) -> answer. Called from many threads; may hold an answer back for some seconds."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """A client's way to its coordinator."""
 
