@@ -75,10 +75,10 @@ def krum(hostile: int, keep: int = 1) -> Combine:
 def _scores(flat: Array, there: Array, neighbors: Array) -> Array:
     """The sum of squared distances of each client to so many nearest others; infinite for the absent."""
     # differences row by row: the expansion by products would lose what near updates differ by
-    distances = jax.lax.map(lambda row: jnp.sum(jnp.square(flat - row), axis=1), flat)
-    apart = there[:, None] & there & ~jnp.eye(len(flat), dtype=bool)
+    distances = jax.lax.map(lambda row: jnp.sum(jnp.square(flat - row[None]), axis=1), flat)
+    apart = there[:, None] & there[None] & ~jnp.eye(len(flat), dtype=bool)
     ordered = jnp.sort(jnp.where(apart, distances, math.inf), axis=1)
-    near = jnp.arange(len(flat)) < neighbors
+    near = (jnp.arange(len(flat)) < neighbors)[None]
     return jnp.where(there, jnp.sum(jnp.where(near, ordered, 0), axis=1), math.inf)
 
 
