@@ -1,18 +1,38 @@
 """Federated learning: a round of local training is a pseudo-gradient, and a server's optimizer descends along it."""
 
+from lepton_jax.federated import nova, robust, scaffold, server
+from lepton_jax.federated.clipping import adaptive, adaptively_clipped, clipped, sensitivity
+from lepton_jax.federated.compression import Code, compressed, int8, sign, top_k
 from lepton_jax.federated.local import Client, equal, examples, local, personalized
-from lepton_jax.federated.rounds import answer, federated, kept, key_of, rules, settled
+from lepton_jax.federated.proximal import proximal
+from lepton_jax.federated.rounds import Combine, Sent, answer, federated, kept, key_of, rules, settled
 
 __all__ = [
     "Client",
+    "Code",
+    "Combine",
+    "Sent",
+    "adaptive",
+    "adaptively_clipped",
     "answer",
+    "clipped",
+    "compressed",
     "equal",
     "examples",
     "federated",
+    "int8",
     "kept",
     "key_of",
     "local",
+    "nova",
     "personalized",
+    "proximal",
+    "robust",
     "rules",
+    "scaffold",
+    "sensitivity",
+    "server",
     "settled",
+    "sign",
+    "top_k",
 ]

@@ -32,16 +32,15 @@ Combine = Callable[[Params, Float[Array, " clients"]], Mean[Params]]
 
 
 class Sent(NamedTuple):
-    """What a client hands back from a round, or many of them together.
+    """What a client sends back, three sums: those of a cohort are added up.
 
     update: its pseudo-gradient. moved: weight * how far its training moved the stats that all share (floats; 0 for
-    all else). metrics: of its local steps. own: what it keeps for its next round; it never leaves the client.
+    all else). metrics: of its local steps.
     """
 
     update: Mean
     moved: Stats
     metrics: Metrics
-    own: Any
 
 
 def federated(client: Client, combine: Combine | None = None, together: int | None = None) -> GradFn:
@@ -57,13 +56,24 @@ def federated(client: Client, combine: Combine | None = None, together: int | No
     if together is not None and together < 1:
         raise InputError(f"{together} clients side by side are none", "give at least 1, or leave it out")
 
+    def one(context: Any, part: Any) -> tuple[Sent, Any]:
+        (params, shared, key), (own, cohort, batches) = context, part
+        number, participation = (cohort[name] for name in OF_A_CLIENT)
+        # a client's parameters are all here, whatever the layout of the global ones is
+        with meshes.computing(None):
+            return answer(client, params, shared, own, batches, participation, key_of(key, number))
+
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         cohort, batches = _parted(batch)
         shared = {name: entry for name, entry in stats.items() if name != CLIENTS}
-        own = _rows(stats.get(CLIENTS, {}), cohort[CLIENT])
-        sent, updates = _each(client, together, combine is not None)(params, shared, own, batches, cohort, key)
-        mean = sent.update if combine is None else combine(updates.total, updates.weight)
-        return mean, Aux(_settled(stats, sent, cohort[CLIENT]), sent.metrics)
+        own = jax.tree.map(lambda x: jnp.take(x, cohort[CLIENT], axis=0, mode="clip"), stats.get(CLIENTS, {}))
+        parts = (own, cohort, batches)
+        sent, (own, updates) = _over_devices(one, (params, shared, key), parts, together, apart=combine is not None)
+        after = settled(shared, sent.moved, sent.update.weight)
+        if CLIENTS in stats:
+            put = lambda all, new: all.at[cohort[CLIENT]].set(new, mode="drop")  # noqa: E731
+            after[CLIENTS] = jax.tree.map(put, stats[CLIENTS], own)
+        return combine(*updates) if combine else sent.update, Aux(after, sent.metrics)
 
     return gradient
 
@@ -75,16 +85,21 @@ def key_of(key: Key, client: Any) -> Key:
 
 def answer(
     client: Client, params: Params, shared: Stats, own: Any, batches: Batch, participation: Any, key: Key
-) -> Sent:
-    """What one client hands back. key: its own, see `key_of`. A client without weight keeps what it had."""
+) -> tuple[Sent, Any]:
+    """(what one client sends, what it keeps for its next round, which never leaves it).
+
+    own: what it kept so far, {} if nothing. participation: 0 for one that dropped out, else 1. key: its own, see
+    `key_of`. Without weight it sends zeros, and keeps what it had.
+    """
     mean, aux = client(params, {**shared, CLIENT: own}, batches, key)
     weight = mean.weight * participation
     # where, not *: what never arrived may be anything, NaN included
-    update = tree.where(participation == 0, tree.scale(mean.total, 0), tree.scale(mean.total, participation))
+    said = (mean.total, aux.metrics)
+    silent = jax.tree.map(jnp.zeros_like, said)
+    update, metrics = tree.where(participation == 0, silent, tree.scale(said, participation))
     moved = {name: entry for name, entry in aux.stats.items() if name != CLIENT}
     moved = jax.tree.map(lambda new, old: _way(new, old, weight), moved, shared)
-    metrics = tree.where(participation == 0, tree.scale(aux.metrics, 0), tree.scale(aux.metrics, participation))
-    return Sent(Mean(update, weight), moved, metrics, tree.where(weight == 0, own, aux.stats[CLIENT]))
+    return Sent(Mean(update, weight), moved, metrics), tree.where(weight == 0, own, aux.stats[CLIENT])
 
 
 def settled(shared: Stats, moved: Stats, weight: Any) -> Stats:
@@ -111,20 +126,6 @@ def _parted(batch: Batch) -> tuple[dict[str, Array], dict[str, Any]]:
     return {name: jnp.asarray(batch.get(name, standing[name])) for name in OF_A_CLIENT}, batches
 
 
-def _rows(kept: Any, numbers: Array) -> Any:
-    return jax.tree.map(lambda x: jnp.take(x, numbers, axis=0, mode="clip"), kept)
-
-
-def _settled(stats: Stats, sent: Sent, numbers: Array) -> Stats:
-    """The stats after a round: what all share, and the new rows of its clients."""
-    shared = {name: entry for name, entry in stats.items() if name != CLIENTS}
-    after = settled(shared, sent.moved, sent.update.weight)
-    if CLIENTS not in stats:
-        return after
-    put = jax.tree.map(lambda all, new: all.at[numbers].set(new, mode="drop"), stats[CLIENTS], sent.own)
-    return {**after, CLIENTS: put}
-
-
 def _way(new: Array, old: Array, weight: Any) -> Array:
     """weight * (new - old) of floats, so that what did not move adds exactly nothing; 0 for all else."""
     if not tree.is_floating(old):
@@ -132,60 +133,48 @@ def _way(new: Array, old: Array, weight: Any) -> Array:
     return jnp.where(weight == 0, 0, (new - old) * jnp.asarray(weight, old.dtype))
 
 
-Each = Callable[[Params, Stats, Any, Batch, Batch, Key], tuple[Sent, Mean]]
+One = Callable[[Any, Any], tuple[Sent, Any]]
 
 
-def _each(client: Client, together: int | None, apart: bool) -> Each:
-    """A cohort's answers, added up, with `own` and, where they are wanted apart, the updates on a leading axis."""
+def _over_devices(one: One, context: Any, parts: Any, together: int | None, apart: bool) -> tuple[Sent, Any]:
+    """(the sum of what clients send, (what each keeps, (updates, weights) where they are wanted apart)).
 
-    def on_a_device(params: Any, shared: Any, own: Any, batches: Batch, cohort: Batch, key: Any) -> tuple[Sent, Mean]:
-        def one(own: Any, batches: Batch, cohort: Batch) -> Sent:
-            # a client's parameters are all here, whatever the layout of the global ones is
-            with meshes.computing(None):
-                number = key_of(key, cohort[CLIENT])
-                return answer(client, params, shared, own, batches, cohort["participation"], number)
+    `one(context, part)` is one client; the leaves of `parts` have the clients on their leading axis.
+    """
+    devices = _holders(len(parts[1][CLIENT]))
 
-        return _added(one, (own, batches, cohort), _abreast(together, keys.size(cohort)), apart)
+    def on_a_device(context: Any, parts: Any) -> tuple[Sent, Any]:
+        sent, each = _added(lambda part: one(context, part), parts, together, apart)
+        return jax.lax.psum(sent, AXIS) if devices > 1 else sent, each
 
-    def each(params: Any, shared: Any, own: Any, batches: Batch, cohort: Batch, key: Any) -> tuple[Sent, Mean]:
-        devices = _holders(keys.size(cohort))
-        arguments = (params, shared, own, dict(batches), cohort, key)
-        if devices == 1:
-            return on_a_device(*arguments)
-
-        def part(*arguments: Any) -> tuple[Sent, Mean]:
-            sent, updates = on_a_device(*arguments)
-            whole = jax.lax.psum(sent._replace(own=()), AXIS)
-            return whole._replace(own=sent.own), updates
-
-        laid = (P(), P(), P(AXIS), P(AXIS), P(AXIS), P())
-        back = (Sent(P(), P(), P(), P(AXIS)), P(AXIS))  # pyright: ignore[reportArgumentType]
-        return jax.shard_map(part, in_specs=laid, out_specs=back, check_vma=False)(*arguments)
-
-    return each
+    if devices == 1:
+        return on_a_device(context, parts)
+    laid = (P(), P(AXIS))
+    return jax.shard_map(on_a_device, in_specs=laid, out_specs=laid, check_vma=False)(context, parts)
 
 
-def _added(one: Callable[..., Sent], parts: Any, abreast: int, apart: bool) -> tuple[Sent, Mean]:
-    """The answers to `parts`, so many side by side and those one after the other, added in their order."""
+def _added(one: Callable[[Any], tuple[Sent, Any]], parts: Any, together: int | None, apart: bool) -> tuple[Sent, Any]:
+    """The same on one device: so many clients side by side, and those one after the other, in their order."""
+    abreast = _abreast(together, len(parts[1][CLIENT]))
 
-    def answers(part: Any) -> tuple[Sent, Any, Any]:
-        sent = one(*part) if abreast == 1 else jax.vmap(one)(*part)
-        rest = sent._replace(own=())
-        whole = rest if abreast == 1 else jax.tree.map(lambda x: jnp.sum(x, axis=0), rest)
-        update = Mean(sent.update.value() if abreast == 1 else jax.vmap(Mean.value)(sent.update), sent.update.weight)
-        return whole, sent.own, update if apart else ()
+    def some(part: Any) -> tuple[Sent, Any]:
+        sent, own = one(part) if abreast == 1 else jax.vmap(one)(part)
+        each = (own, _apart(sent.update, abreast) if apart else None)
+        return sent if abreast == 1 else jax.tree.map(lambda x: jnp.sum(x, axis=0), sent), each
 
     def add(total: Sent, part: Any) -> tuple[Sent, Any]:
-        more, own, update = answers(part)
-        return tree.add(total, more), (own, update)
+        sent, each = some(part)
+        return tree.add(total, sent), each
 
     if abreast > 1:
         parts = jax.tree.map(lambda x: x.reshape(-1, abreast, *x.shape[1:]), parts)
-    shapes, _, _ = jax.eval_shape(answers, jax.tree.map(lambda x: x[0], parts))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, each = jax.lax.scan(add, zero, parts)
-    own, updates = each if abreast == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
-    return total._replace(own=own), updates
+    shapes, _ = jax.eval_shape(some, jax.tree.map(lambda x: x[0], parts))
+    total, each = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return total, each if abreast == 1 else jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
+
+
+def _apart(update: Mean, abreast: int) -> tuple[Params, Array]:
+    return (update.value() if abreast == 1 else jax.vmap(Mean.value)(update)), update.weight
 
 
 def _holders(size: int) -> int:
