@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lepton_jax.errors import InputError
-from lepton_jax.federated.rounds import Sent
+from lepton_jax.federated import Sent
 from lepton_jax.federation import fixed, frames, job, masks, shamir, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lepton_jax import digests, tree
 from lepton_jax import federated as wing
 from lepton_jax.errors import InputError
-from lepton_jax.federated.rounds import Combine, Sent
+from lepton_jax.federated import Combine, Sent
 from lepton_jax.federation import certificates
 from lepton_jax.types import Aux, Batch, Key, Mean, Params, Stats, Step, TrainState
 
@@ -54,10 +54,10 @@ def received(params: Params, stats: Stats, batch: Batch, key: Key) -> tuple[Mean
     return sent.update, Aux(wing.settled(stats, sent.moved, sent.update.weight), sent.metrics)
 
 
-def answer(job: Job, number: int) -> Callable[[Params, Stats, Any, Batch, Key], Sent]:
-    """What the client of this number hands back for (params, stats, own, batches, the round's key)."""
+def answer(job: Job, number: int) -> Callable[[Params, Stats, Any, Batch, Key], tuple[Sent, Any]]:
+    """(what the client of this number sends, what it keeps) for (params, stats, own, batches, the round's key)."""
 
-    def answer(params: Any, stats: Any, own: Any, batches: Batch, key: Any) -> Sent:
+    def answer(params: Any, stats: Any, own: Any, batches: Batch, key: Any) -> tuple[Sent, Any]:
         return wing.answer(job.client, params, stats, own, dict(batches), jnp.float32(1), wing.key_of(key, number))
 
     return answer
@@ -69,9 +69,8 @@ def round_key(state: TrainState) -> Key:
 
 
 def sent_like(job: Job, state: TrainState) -> Sent:
-    """What a client sends, as shapes; what it keeps is not in it."""
-    sent = jax.eval_shape(answer(job, 0), state.params, state.stats, job.own, dict(job.batches), state.key)
-    return sent._replace(own=())
+    """What a client sends, as shapes."""
+    return jax.eval_shape(answer(job, 0), state.params, state.stats, job.own, dict(job.batches), state.key)[0]
 
 
 def folded(job: Job, answers: list[Sent]) -> Sent:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax.errors import InputError
-from lepton_jax.federated.rounds import Sent
+from lepton_jax.federated import Sent
 from lepton_jax.federation import fixed, frames, gathering, job, masks, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job
@@ -67,15 +67,15 @@ class Participant:
         """One round: compute, and hand it over as it is or under masks."""
         head = task.head
         if head["threshold"] is None:
-            sent = self._computed(task, pool)
-            self._given(Kind.UPDATE, head, frames.packed(wire.arrays(sent._replace(own=()))), Kind.OK)
+            sent, own = self._computed(task, pool)
+            self._given(Kind.UPDATE, head, frames.packed(wire.arrays(sent)), Kind.OK)
         else:
-            sent = self._hidden(task, pool)
-        self._keep(head["round"], sent.own)
+            own = self._hidden(task, pool)
+        self._keep(head["round"], own)
         self.rounds += 1
 
-    def _hidden(self, task: Frame, pool: concurrent.futures.Executor) -> Sent:
-        """As it is done in `masks`."""
+    def _hidden(self, task: Frame, pool: concurrent.futures.Executor) -> Any:
+        """The same as it is done in `masks`: what it keeps."""
         head = task.head
         party = masks.Party(self._name, head["threshold"], head["token"].encode())
         try:
@@ -83,17 +83,17 @@ class Participant:
             roster = self._pieces(self._given(Kind.KEYS, head, keys, Kind.ROSTER))
             given = gathering.pieces(party.shares(roster))
             shares = self._pieces(self._given(Kind.SHARES, head, given, Kind.SHARED))
-            sent = self._computed(task, pool)
-            vector = party.masked(fixed.encoded(wire.arrays(sent._replace(own=())), head["parties"]), shares)
+            sent, own = self._computed(task, pool)
+            vector = party.masked(fixed.encoded(wire.arrays(sent), head["parties"]), shares)
             reply = self._given(Kind.UPDATE, head, frames.packed({"vector": vector}), Kind.SURVIVORS)
             revealed = party.revealed(reply.head["survivors"])
             self._given(Kind.REVEAL, head, gathering.pieces(revealed), Kind.OK)
         except masks.ProtocolError as error:
             print(f"left       round {head['round'] + 1}: {error}", flush=True)
             raise GoneError from error
-        return sent
+        return own
 
-    def _computed(self, task: Frame, pool: concurrent.futures.Executor) -> Sent:
+    def _computed(self, task: Frame, pool: concurrent.futures.Executor) -> tuple[Sent, Any]:
         """The answer to a task; meanwhile the coordinator hears that this client is alive."""
         work = pool.submit(self._answer, task)
         alive = Frame(Kind.ALIVE, {"token": task.head["token"]})
@@ -105,7 +105,7 @@ class Participant:
                     work.cancel()
                     raise GoneError from None
 
-    def _answer(self, task: Frame) -> Sent:
+    def _answer(self, task: Frame) -> tuple[Sent, Any]:
         head = task.head
         try:
             given = wire.restored(task.arrays(), self._like)
@@ -116,7 +116,8 @@ class Participant:
         batches = self._job.data(self._name, head["round"])
         batches = {name: column[: head["steps"]] for name, column in batches.items()}
         key = jax.random.wrap_key_data(jnp.asarray(head["key"], jnp.uint32))
-        own = self._own[max(number for number in self._own if number <= head["round"])]
+        # what it kept when this round was first begun; the oldest it knows, for a coordinator that goes back further
+        own = self._own[max((number for number in self._own if number <= head["round"]), default=min(self._own))]
         return jax.device_get(self._compute(given["params"], given["stats"], own, batches, key))
 
     def _keep(self, number: int, own: Any) -> None:
