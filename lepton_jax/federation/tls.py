@@ -147,7 +147,7 @@ class Listener:
             self._socket = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
             problem = f"--listen {host}:{port} cannot be listened on: {error.strerror or error}"
-            raise InputError(problem, "choose another port, or port 0 for any that is free") from error
+            raise InputError(problem, "choose another port, or end what listens there") from error
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
