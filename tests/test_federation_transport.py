@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_jax.errors import Exit, InputError
-from lepton_jax.federation import certificates, frames, tls, transport
+from lepton_jax.federation import certificates, dialling, frames, listening, tls, transport
 from lepton_jax.federation.frames import HEADER, MAGIC, VERSION, Frame, FrameError, Kind
 
 MOST = 2**20
@@ -123,7 +123,9 @@ class Coordinator:
     def __init__(self, place, most=MOST, port=0):
         self.refused: list[tuple[str, str]] = []
         own = tls.identity(place, "coordinator")
-        self.listener = tls.Listener("127.0.0.1", port, own, self.answer, most, lambda *why: self.refused.append(why))
+        self.listener = listening.Listener(
+            "127.0.0.1", port, own, self.answer, most, lambda *why: self.refused.append(why)
+        )
         self.port = self.listener.address[1]
 
     def answer(self, name, frame):
@@ -147,7 +149,7 @@ def coordinator(place):
 
 def dialled(place, name, port, **options):
     own = tls.identity(place, name)
-    return contextlib.closing(tls.Dialled("127.0.0.1", port, own, MOST, **{"patience": 20, **options}))
+    return contextlib.closing(dialling.Dialled("127.0.0.1", port, own, MOST, **{"patience": 20, **options}))
 
 
 def works(place, port):

@@ -96,7 +96,7 @@ def serve(arguments: list[str]) -> None:
     tls.context(own, server=True)
     job, config = composed(asked.experiment, others)
     from lepton_jax.federation import commands
-    from lepton_jax.federation.coordinator import Terms
+    from lepton_jax.federation.terms import Terms
 
     clients = len(job.clients) if asked.cohort is None else asked.cohort
     quorum = clients if asked.quorum is None else asked.quorum

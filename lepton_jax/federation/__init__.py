@@ -3,11 +3,14 @@
 `python -m lepton_jax.federated certificates | serve | join`; see docs/federation.md.
 """
 
-from lepton_jax.federation.coordinator import Coordinator, Terms
+from lepton_jax.federation.coordinator import Coordinator
+from lepton_jax.federation.dialling import Dialled
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job, received
+from lepton_jax.federation.listening import Listener
 from lepton_jax.federation.participant import Participant
-from lepton_jax.federation.tls import Dialled, Identity, identity, listening
+from lepton_jax.federation.terms import Terms
+from lepton_jax.federation.tls import Identity, identity
 from lepton_jax.federation.transport import Answer, InProcess, Transport
 
 __all__ = [
@@ -20,10 +23,10 @@ __all__ = [
     "InProcess",
     "Job",
     "Kind",
+    "Listener",
     "Participant",
     "Terms",
     "Transport",
     "identity",
-    "listening",
     "received",
 ]

@@ -12,10 +12,12 @@ import jax
 from lepton_jax import checkpoint, lease, mesh, preemption, progress, runs, tree, weights
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError, PreemptedError
-from lepton_jax.federation import coordinator, job, tls
-from lepton_jax.federation.coordinator import Coordinator, Terms
+from lepton_jax.federation import dialling, job, tls
+from lepton_jax.federation.coordinator import Coordinator
 from lepton_jax.federation.job import Job
+from lepton_jax.federation.listening import Listener
 from lepton_jax.federation.participant import Participant
+from lepton_jax.federation.terms import Terms
 from lepton_jax.launch.ledger import Events
 from lepton_jax.types import TrainState
 
@@ -37,7 +39,7 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
     InputError, and PreemptedError where asked to stop: the same command goes on.
     """
     job.check(job_)
-    coordinator.check(terms, len(job_.clients))
+    terms.check(len(job_.clients))
     require_one_device(config)
     state = job_.state()
     directory = opened(job_, config, terms, state)
@@ -49,7 +51,7 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
         checkpoints = stack.enter_context(checkpoint.Checkpoints(place, config.keep, config.monitor))
         begun = gone_on(checkpoints, state)
         coordinating = Coordinator(job_, begun.state, terms, events, begun.lost, say)
-        with listening(coordinating, job_, own, host, port, events):
+        with answering(coordinating, job_, own, host, port, events):
             ended = held(coordinating, checkpoints, begun, directory)
     finish(directory, job_, coordinating.state, ended, config)
     return directory
@@ -79,14 +81,15 @@ def gone_on(checkpoints: checkpoint.Checkpoints, state: TrainState) -> Begun:
 
 
 @contextlib.contextmanager
-def listening(
+def answering(
     coordinating: Coordinator, job_: Job, own: tls.Identity, host: str, port: int, events: Events
 ) -> Iterator[None]:
     """The coordinator answers on this address while it lasts."""
     most = job.most_bytes(job_, coordinating.state)
-    with tls.listening(host, port, own, coordinating.answer, most, coordinating.refused) as address:
-        events.write("start", round=int(coordinating.state.step), address=list(address))
-        say(f"listening  {address[0]}:{address[1]} for {len(job_.clients)} clients: {', '.join(job_.clients[:8])}")
+    listener = Listener(host, port, own, coordinating.answer, most, coordinating.refused)
+    with contextlib.closing(listener):
+        events.write("start", round=int(coordinating.state.step), address=list(listener.address))
+        say(f"listening  {host}:{port} for {len(job_.clients)} clients: {', '.join(job_.clients[:8])}")
         yield
 
 
@@ -132,7 +135,7 @@ def join(
     if not 0 < patience < 1e9:
         raise InputError(f"--wait {patience} is not a number above 0", "600 is ten minutes")
     most = job.most_bytes(job_, jax.eval_shape(job_.state))
-    with contextlib.closing(tls.Dialled(host, port, own, most, patience)) as transport:
+    with contextlib.closing(dialling.Dialled(host, port, own, most, patience)) as transport:
         participant = Participant(job_, name, transport, steps)
         say(f"joining    {host}:{port} as {name}")
         participant.run()

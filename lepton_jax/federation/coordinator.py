@@ -8,55 +8,22 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from lepton_jax import progress
-from lepton_jax.errors import InputError
 from lepton_jax.federation import frames, gathering, job, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
-from lepton_jax.federation.health import HEARTBEAT, Health
+from lepton_jax.federation.health import Health
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.masks import ProtocolError
 from lepton_jax.federation.rounds import Round
+from lepton_jax.federation.terms import Terms
 from lepton_jax.types import TrainState
 
 TICK = 0.2  # seconds between looks at the clock
 SAID = 100  # refusals that are logged one by one; of those after them every power of two
-
-
-class Terms(NamedTuple):
-    """How rounds are held.
-
-    quorum: clients without whom a round is none. deadline: seconds of a round. gather: seconds that a round waits for
-    those who are away before it begins without them. cohort: clients of a round; None for all who are here. secure:
-    sums in which no single update can be seen. heartbeat: seconds between signs of life.
-    """
-
-    quorum: int
-    deadline: float = 600.0
-    gather: float = 60.0
-    cohort: int | None = None
-    secure: bool = False
-    heartbeat: float = HEARTBEAT
-
-
-def check(terms: Terms, clients: int) -> None:
-    """Raise InputError for terms that no round of so many clients can meet."""
-    for name in ("deadline", "gather", "heartbeat"):
-        if not 0 < getattr(terms, name) < 1e9:
-            raise InputError(
-                f"--{name} {getattr(terms, name)} is not a number of seconds above 0", f"leave --{name} out"
-            )
-    most = clients if terms.cohort is None else terms.cohort
-    if not 1 <= most <= clients:
-        raise InputError(f"--cohort {most} is not between 1 and the job's {clients} clients", "leave --cohort out")
-    if not 1 <= terms.quorum <= most:
-        raise InputError(f"--quorum {terms.quorum} is not between 1 and the {most} clients of a round", f"give {most}")
-    if terms.secure and (terms.quorum < 2 or terms.quorum <= most // 2):
-        problem = f"--quorum {terms.quorum} is not more than half of the {most} clients of a secure sum, and at least 2"
-        raise InputError(problem, f"with fewer the coordinator could unmask a client: give {max(2, most // 2 + 1)}")
 
 
 @runtime_checkable
@@ -84,7 +51,7 @@ class Coordinator:
         say: Callable[[str], None] = lambda text: None,
     ):
         job.check(job_)
-        check(terms, len(job_.clients))
+        terms.check(len(job_.clients))
         self._job, self._terms, self._events, self._say = job_, terms, events, say
         self._step = jax.jit(job_.step)
         like = job.sent_like(job_, state)
@@ -286,10 +253,10 @@ class Coordinator:
         return metrics
 
     def _finish(self) -> None:
-        """Tell everyone who is here that all is done; they have two heartbeats to ask."""
+        """Tell everyone who is not lost that all is done; they have two heartbeats to ask."""
         deadline = time.monotonic() + 2 * self._terms.heartbeat
         with self._changed:
             self._done = True
             self._changed.notify_all()
-            while (now := time.monotonic()) < deadline and self._health.here(now) - self._told:
+            while time.monotonic() < deadline and set(self._job.clients) - self._health.lost - self._told:
                 self._changed.wait(TICK)

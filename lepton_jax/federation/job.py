@@ -54,10 +54,10 @@ def received(params: Params, stats: Stats, batch: Batch, key: Key) -> tuple[Mean
     return sent.update, Aux(wing.settled(stats, sent.moved, sent.update.weight), sent.metrics)
 
 
-def answer(job: Job, number: int) -> Callable[[Params, Stats, Any, Batch, Key], tuple[Sent, Any]]:
-    """(what the client of this number sends, what it keeps) for (params, stats, own, batches, the round's key)."""
+def answer(job: Job) -> Callable[[Params, Stats, Any, Batch, Key, Any], tuple[Sent, Any]]:
+    """(what a client sends, what it keeps) for (params, stats, own, batches, the round's key, the client's number)."""
 
-    def answer(params: Any, stats: Any, own: Any, batches: Batch, key: Any) -> tuple[Sent, Any]:
+    def answer(params: Any, stats: Any, own: Any, batches: Batch, key: Any, number: Any) -> tuple[Sent, Any]:
         return wing.answer(job.client, params, stats, own, dict(batches), jnp.float32(1), wing.key_of(key, number))
 
     return answer
@@ -70,7 +70,7 @@ def round_key(state: TrainState) -> Key:
 
 def sent_like(job: Job, state: TrainState) -> Sent:
     """What a client sends, as shapes."""
-    return jax.eval_shape(answer(job, 0), state.params, state.stats, job.own, dict(job.batches), state.key)[0]
+    return jax.eval_shape(answer(job), state.params, state.stats, job.own, dict(job.batches), state.key, 0)[0]
 
 
 def folded(job: Job, answers: list[Sent]) -> Sent:

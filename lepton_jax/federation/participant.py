@@ -37,7 +37,7 @@ class Participant:
         if steps is not None and steps < 1:
             raise InputError(f"--steps {steps} is not positive", "leave it out to do all steps of a round")
         self._job, self._name, self._transport = job_, name, transport
-        self._compute = jax.jit(job.answer(job_, job_.clients.index(name)))
+        self._compute = jax.jit(job.answer(job_))
         like = jax.eval_shape(job_.state)
         self._like = {"params": like.params, "stats": like.stats}
         self._hello = {"job": job.fingerprint(job_, like), "steps": steps}
@@ -118,7 +118,8 @@ class Participant:
         key = jax.random.wrap_key_data(jnp.asarray(head["key"], jnp.uint32))
         # what it kept when this round was first begun; the oldest it knows, for a coordinator that goes back further
         own = self._own[max((number for number in self._own if number <= head["round"]), default=min(self._own))]
-        return jax.device_get(self._compute(given["params"], given["stats"], own, batches, key))
+        number = self._job.clients.index(self._name)
+        return jax.device_get(self._compute(given["params"], given["stats"], own, batches, key, number))
 
     def _keep(self, number: int, own: Any) -> None:
         """What it keeps after a round in which it took part; rounds after that are undone."""

@@ -1,41 +1,24 @@
-"""The transport on sockets: mutual TLS 1.3 (RFC 8446) with certificates of the federation's own authority.
+"""Mutual TLS 1.3 (RFC 8446) with certificates of the federation's own authority.
 
 Both sides show a certificate. A client asks for the name `coordinator`, whatever the address; the coordinator takes a
 client's name from its certificate. Every read and every write has a deadline.
 """
 
-import contextlib
 import pathlib
 import re
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from lepton_jax.errors import Exit, InputError
+from lepton_jax.errors import InputError
 from lepton_jax.federation import frames
-from lepton_jax.federation.certificates import AUTHORITY, COORDINATOR
-from lepton_jax.federation.frames import Frame, FrameError, Kind
-from lepton_jax.federation.transport import Answer
-from lepton_jax.launch import verdict
+from lepton_jax.federation.certificates import AUTHORITY
+from lepton_jax.federation.frames import Frame, FrameError
 
 HANDSHAKE = 10.0  # seconds
 FRAME = 30.0  # seconds for a frame once it has begun, and one more for every RATE bytes
 RATE = 10**6
 IDLE = 120.0  # seconds until the next frame begins
-LINGER = 1.0  # seconds in which one who was refused may hear why
-PATIENCE = 600.0  # seconds for which a client tries to reach its coordinator
-BACKOFF = 0.2  # seconds before a client's first retry, doubled at each
-Refused = Callable[[str, str], None]
-"""(who: a name or an address, why)"""
-
-
-class UnreachableError(InputError):
-    """The coordinator does not answer: worth another try later."""
-
-    code = Exit.INTERNAL
 
 
 class Identity(NamedTuple):
@@ -127,183 +110,17 @@ class Stream:
         self._connection.settimeout(left)
 
 
-class Listener:
-    """The coordinator's side: a thread for every connection.
-
-    answer: is asked for everyone whose certificate the authority has signed. most: bytes of a body. refused: told of
-    what was turned away. Whatever a connection brings, it ends that connection and nothing else.
-    """
-
-    def __init__(
-        self, host: str, port: int, own: Identity, answer: Answer, most: int, refused: Refused, connections: int = 256
-    ):
-        self._context = context(own, server=True)
-        self._answer, self._most, self._refused = answer, most, refused
-        self._ended = threading.Event()
-        self._free = threading.BoundedSemaphore(connections)
-        self._open: set[socket.socket] = set()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = socket.create_server((host, port), family=family, backlog=128)
-        except OSError as error:
-            problem = f"--listen {host}:{port} cannot be listened on: {error.strerror or error}"
-            raise InputError(problem, "choose another port, or end what listens there") from error
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        self._socket.settimeout(0.2)
-        while not self._ended.is_set():
-            try:
-                connection, address = self._socket.accept()
-            except TimeoutError:
-                continue
-            except OSError as error:  # out of descriptors, say
-                self._refused("?", f"a connection could not be taken: {error}")
-                self._ended.wait(0.2)
-                continue
-            if not self._free.acquire(blocking=False):
-                self._refused(address[0], "too many connections are open")
-                connection.close()
-                continue
-            threading.Thread(target=self._serve, args=(connection, f"{address[0]}:{address[1]}"), daemon=True).start()
-
-    def _serve(self, connection: socket.socket, who: str) -> None:
-        self._open.add(connection)
-        try:
-            self._talk(connection, who)
-        finally:
-            self._open.discard(connection)
-            with contextlib.suppress(OSError):
-                connection.close()
-            self._free.release()
-
-    def _talk(self, connection: socket.socket, who: str) -> None:
-        connection.settimeout(HANDSHAKE)
-        try:
-            # the handshake through a duplicate: where it fails, the socket is left to say why
-            secured = self._context.wrap_socket(connection.dup(), server_side=True)
-        except OSError as error:
-            self._refused(who, f"no handshake: {_reason(error)}")
-            _let_hear(connection)
-            return
-        with secured:
-            self._open.add(secured)
-            try:
-                who = name_of(secured)
-                self._converse(Stream(secured, self._most), who)
-            except EOFError:
-                pass
-            except (FrameError, OSError) as error:
-                if not self._ended.is_set():
-                    self._refused(who, _reason(error))
-            finally:
-                self._open.discard(secured)
-
-    def _converse(self, stream: Stream, name: str) -> None:
-        while True:
-            request = stream.receive(IDLE)
-            reply = self._answer(name, request)
-            stream.send(reply)
-            if reply.kind == Kind.REFUSED:
-                return
-
-    def close(self) -> None:
-        """Take no more connections, and end those that are open."""
-        self._ended.set()
-        self._thread.join()
-        self._socket.close()
-        for connection in list(self._open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def listening(
-    host: str, port: int, own: Identity, answer: Answer, most: int, refused: Refused
-) -> Iterator[tuple[str, int]]:
-    """Answer on this address, the only one, while it lasts; gives the address. Raises InputError."""
-    listener = Listener(host, port, own, answer, most, refused)
-    try:
-        yield listener.address
-    finally:
-        listener.close()
-
-
-class Dialled:
-    """A client's side: one connection, made anew with growing pauses where it is lost. A Transport.
-
-    most: bytes of a body; patience: seconds for an exchange, over all tries.
-    """
-
-    def __init__(
-        self, host: str, port: int, own: Identity, most: int, patience: float = PATIENCE, backoff: float = BACKOFF
-    ):
-        self._address, self._context, self._most = (host, port), context(own, server=False), most
-        self._patience, self._backoff = patience, backoff
-        self._stream: Stream | None = None
-        self._connection: ssl.SSLSocket | None = None
-
-    def exchange(self, request: Frame) -> Frame:
-        """The coordinator's answer.
-
-        Raises InputError where one side will not have the other's certificate, and UnreachableError.
-        """
-        deadline, failures = time.monotonic() + self._patience, 0
-        while True:
-            try:
-                stream = self._stream or self._dial()
-                stream.send(request)
-                return stream.receive(IDLE)
-            except (OSError, EOFError, FrameError) as error:
-                self.close()
-                if why := _final(error):
-                    raise InputError(f"{self._said()} {why}", "compare --certificates on both sides") from error
-                failures += 1
-                pause = verdict.delay(failures, self._backoff)
-                if time.monotonic() + pause > deadline:
-                    problem = f"{self._said()} has not answered for {self._patience:g} s: {_reason(error)}"
-                    raise UnreachableError(problem, "start it, then run the same command again") from error
-                time.sleep(pause)
-
-    def _dial(self) -> Stream:
-        plain = socket.create_connection(self._address, timeout=HANDSHAKE)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = self._context.wrap_socket(plain, server_hostname=COORDINATOR)
-        self._stream = Stream(self._connection, self._most)
-        return self._stream
-
-    def _said(self) -> str:
-        return f"the coordinator at {self._address[0]}:{self._address[1]}"
-
-    def close(self) -> None:
-        """End the connection."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = self._stream = None
-
-
-def _let_hear(connection: socket.socket) -> None:
-    """Close so that the alert arrives: unread bytes would turn the end into a reset, which overtakes it."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(LINGER)
-        for _ in range(64):
-            if not connection.recv(4096):
-                return
-
-
-def _final(error: BaseException) -> str | None:
-    """Why no further try can help, where it is so."""
+def final(error: BaseException) -> str | None:
+    """Why no further try can help, where it is so, to follow on the coordinator's name."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"shows a certificate that is not good: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and re.search("ALERT.*(CERTIFICATE|UNKNOWN_CA)", error.reason or ""):
-        return f"refuses this node's certificate: {_reason(error)}"
+        return f"refuses this node's certificate: {reason(error)}"
     return None
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """An error in a few words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     if isinstance(error, ssl.SSLError):

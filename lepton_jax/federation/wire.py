@@ -45,5 +45,5 @@ def restored(found: Mapping[str, np.ndarray], like: PyTree) -> Any:
 def require_finite(found: Mapping[str, np.ndarray]) -> None:
     """Raise FrameError where an array has a NaN or an infinity: one such number would be everyone's."""
     for name, array in found.items():
-        if trees.is_floating(array) and not np.all(np.isfinite(array.astype(np.float32, copy=False))):
+        if trees.is_floating(array) and not np.all(np.isfinite(array)):
             raise FrameError(f"the array {name} has numbers that are not finite")
