@@ -24,13 +24,14 @@ def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict
     kind = mesh.devices.flat[0].device_kind
     named = f"{mesh.size}{' x' if mesh.size > 1 else ''} {'CPU' if kind == 'cpu' else kind}"
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    per_device = config.batch_size // meshes.batch_shards(mesh)
+    size = recipe.stream.batch_size
+    per_device = size // meshes.batch_shards(mesh)
     microbatches = f", in {config.parts} microbatches" if config.parts > 1 else ""
     found = recipe.dataset
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "devices": f"{mesh.size} simulated, all on this machine's CPU" if meshes.is_simulated(mesh) else named,
-        "mesh": f"{axes}; a batch of {config.batch_size:,} is {per_device:,} per device{microbatches}",
+        "mesh": f"{axes}; a batch of {size:,} is {per_device:,} per device{microbatches}",
         "data": f"{found.name}: {len(found.train):,} train, {len(found.test):,} test, {len(found.classes):,} classes",
         "model": f"{tree.count(state.params):,} parameters, {config.precision}",
         **skipped(found),
