@@ -10,6 +10,7 @@ import pathlib
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from lepton_jax import runs
@@ -19,6 +20,9 @@ from lepton_jax.errors import InputError
 C = TypeVar("C", bound=Config)
 
 SHOWN = {"accuracy": "accuracy", "recall_macro": "recall", "f1_macro": "f1", "auc": "auc", "loss": "loss"}
+WHOLE: ContextVar[pathlib.Path | None] = ContextVar(
+    "the directory of the command that makes several runs", default=None
+)
 OURS = re.compile(rf"seed-\d+|result\.json(\.part)?|{runs.LAUNCH}")
 
 
@@ -61,7 +65,11 @@ def variants(main: Callable[[C], Any], configs: Mapping[str, C], directory: path
     records = {}
     for name, config in configs.items():
         print(f"run        {name}", flush=True)
-        main(dataclasses.replace(config, run=str(directory / name)))
+        token = WHOLE.set(directory)
+        try:
+            main(dataclasses.replace(config, run=str(directory / name)))
+        finally:
+            WHOLE.reset(token)
         records[name] = json.loads((directory / name / "result.json").read_text(encoding="utf-8"))
     from lepton_jax.report import comparison, printed, side_by_side
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import data, evaluate, report, tree
+from lepton_jax import data, evaluate, report, several, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.cli import Config
 from lepton_jax.recipe import Recipe
@@ -118,8 +118,12 @@ def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[s
 
 
 def command(recipe: Recipe, directory: pathlib.Path | None, seed: int) -> str:
-    """The command that was given, writing to another run directory, or to a new one; of several seeds, this one's."""
+    """The command that was given, writing to another run directory, or to a new one; of several seeds, this one's.
+
+    Of several runs that differ in more, it makes them all.
+    """
     given, dropped = sys.argv[1:], ["--run"]
+    directory = several.WHOLE.get() or directory
     if any(flag.split("=")[0] == "--seeds" for flag in given):
         dropped += ["--seeds", "--seed"]
     flags = [

@@ -85,7 +85,8 @@ BY: dict[str, Callable[..., optax.GradientTransformation]] = {
     "fedadam": servers.adam,
     "fedyogi": servers.yogi,
 }
-RATES = dict.fromkeys(NAMES, 1.0) | dict.fromkeys(("fedadagrad", "fedadam", "fedyogi"), 0.03)
+ADAPTIVE = ("fedadagrad", "fedadam", "fedyogi")
+RATES: dict[str, float] = {name: 0.03 if name in ADAPTIVE else 1.0 for name in NAMES}
 """Usual learning rates of the server."""
 
 

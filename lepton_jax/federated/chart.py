@@ -21,6 +21,7 @@ def draw(
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise InputError("matplotlib is not installed", "pip install 'lepton-jax[plot]'") from error
     shown = held[:SHOWN]
@@ -40,6 +41,7 @@ def draw(
     if len(classes) <= 20:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=150)
 
 
