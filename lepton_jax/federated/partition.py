@@ -4,7 +4,6 @@ Each is a pure function of its arguments. Every example has one owner, and every
 """
 
 import math
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +11,9 @@ from jaxtyping import Int
 
 from lepton_jax.data.stream import permutation
 from lepton_jax.errors import InputError, unknown
+from lepton_jax.federated.sampling import numbers, uniform
 
-Partition = list[Int[np.ndarray, " examples"]]
+Partition = list[Int[np.ndarray, "_"]]
 """The examples of each client."""
 
 
@@ -37,13 +37,15 @@ def dirichlet(
         problem = f"the concentration {concentration} of the Dirichlet distribution is not positive and finite"
         raise InputError(problem, "0.1 is very uneven, 1 uneven, 100 nearly even")
     _require(len(labels), clients * max(least, 1), clients)
-    random = _generator(seed, "dirichlet")
-    for _ in range(100):
+    names = np.unique(labels)
+    for draw in range(100):
         owners = np.empty(len(labels), np.int64)
-        for name in np.unique(labels):
-            rows = random.permutation(np.flatnonzero(labels == name))
-            bounds = np.cumsum(random.dirichlet(np.full(clients, concentration)))[:-1] * len(rows)
-            owners[rows] = np.searchsorted(np.round(bounds), np.arange(len(rows)), side="right")
+        for place, name in enumerate(names):
+            rows = np.flatnonzero(labels == name)
+            rows = rows[np.argsort(numbers(seed, "dirichlet order", draw, place, len(rows)), kind="stable")]
+            shares = _dirichlet(uniform(seed, "dirichlet", draw, place, clients), concentration)
+            bounds = np.round(np.cumsum(shares)[:-1] * len(rows))
+            owners[rows] = np.searchsorted(bounds, np.arange(len(rows)), side="right")
         if np.bincount(owners, minlength=clients).min() >= least:
             return _by_owner(owners, clients)
     problem = f"a hundred draws at the concentration {concentration} left some of {clients} clients without examples"
@@ -111,8 +113,18 @@ def _by_owner(owners: np.ndarray, clients: int) -> Partition:
     return np.split(order, np.cumsum(np.bincount(owners, minlength=clients))[:-1])
 
 
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, zlib.crc32(purpose.encode()) + 2**32], np.uint64)))
+def _dirichlet(uniform: np.ndarray, concentration: float) -> np.ndarray:
+    """Shares from a symmetric Dirichlet distribution, by the quantiles of gamma variates, from a number for each."""
+    from scipy.special import gammaincinv, gammaln
+
+    uniform = np.maximum(uniform, 2.0**-54)
+    with np.errstate(divide="ignore", under="ignore"):
+        direct = np.log(gammaincinv(concentration, uniform))
+    # near zero the distribution is a power, and so small that only its logarithm can be held
+    small = (np.log(uniform) + gammaln(concentration + 1)) / concentration
+    logarithms = np.where(small < -40, small, direct)
+    shares = np.exp(logarithms - logarithms.max())
+    return shares / shares.sum()
 
 
 def _require(examples: int, parts: int, clients: int | None = None) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lepton_jax.errors import InputError
+from lepton_jax.errors import InputError, unknown
 from lepton_jax.federated.rounds import Combine
 from lepton_jax.types import Mean, Params
 
@@ -94,3 +94,16 @@ def _ordered(updates: Params, weights: Weights, function: Any) -> Mean:
         return jnp.where(count > 0, value, 0) * weight.astype(x.dtype)
 
     return Mean(jax.tree.map(one, updates), weight)
+
+
+def build(name: str) -> Combine | None:
+    """`mean` (None: added up), `median`, `trimmed` (a tenth on both sides), `krum:HOSTILE`. Raises InputError."""
+    kind, _, number = name.partition(":")
+    known = {"mean": lambda: None, "median": lambda: median, "trimmed": trimmed_mean}
+    if kind == "krum":
+        if not number.isdecimal():
+            raise InputError(f"{name!r} does not say how many clients may be hostile", "write krum:2")
+        return krum(int(number))
+    if name not in known:
+        raise unknown("way to combine updates", name, (*known, "krum:HOSTILE"))
+    return known[name]()

@@ -94,9 +94,9 @@ class Availability:
 
     def seconds(self, seed: int, round: int, clients: np.ndarray, steps: np.ndarray) -> Float[np.ndarray, " cohort"]:
         """When each client is done with its local steps; infinite for the lost. Times are log-normal."""
-        lasting = np.array([_normal(seed, "speed", 0, client) for client in clients])
-        passing = np.array([_normal(seed, "speed", round + 1, client) for client in clients])
-        lost = np.array([uniform(seed, "dropout", round, client, 1)[0] < self.dropout for client in clients])
+        lasting = np.array([_normal(seed, "speed", 0, client) for client in clients.tolist()])
+        passing = np.array([_normal(seed, "speed", round + 1, client) for client in clients.tolist()])
+        lost = np.array([uniform(seed, "dropout", round, client, 1)[0] < self.dropout for client in clients.tolist()])
         times = steps * np.exp(self.spread * math.sqrt(0.5) * (lasting + passing))
         return np.where(lost, math.inf, times)
 

@@ -30,23 +30,26 @@ class Moments(NamedTuple):
     second: Params
 
 
-def averaging(learning_rate: float = 1.0) -> optax.GradientTransformation:
+Rate = float | Callable[[Any], Any]  # a number, or an optax schedule over rounds
+
+
+def averaging(learning_rate: Rate = 1.0) -> optax.GradientTransformation:
     """The mean of the clients' parameters, at the rate 1. Raises InputError for a rate that is not positive."""
-    return optax.sgd(_positive("learning rate", learning_rate))
+    return optax.sgd(_rate(learning_rate))
 
 
-def momentum(learning_rate: float = 1.0, decay: float = 0.9) -> optax.GradientTransformation:
+def momentum(learning_rate: Rate = 1.0, decay: float = 0.9) -> optax.GradientTransformation:
     """Rounds go on in the direction of those before. Raises InputError for numbers that cannot be."""
-    return optax.sgd(_positive("learning rate", learning_rate), momentum=_share("momentum", decay))
+    return optax.sgd(_rate(learning_rate), momentum=_share("momentum", decay))
 
 
-def adagrad(learning_rate: float = 0.1, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
+def adagrad(learning_rate: Rate = 0.1, b1: float = 0.0, tau: float = 1e-3) -> optax.GradientTransformation:
     """Steps over the root of the sum of squares. Raises InputError for numbers that cannot be."""
     return _adaptive(learning_rate, b1, tau, jnp.add)
 
 
 def adam(
-    learning_rate: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    learning_rate: Rate = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """Steps over the root of the moving mean of squares. Raises InputError for numbers that cannot be."""
     b2 = _share("decay b2", b2)
@@ -54,7 +57,7 @@ def adam(
 
 
 def yogi(
-    learning_rate: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
+    learning_rate: Rate = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3
 ) -> optax.GradientTransformation:
     """Steps over a root that grows and shrinks by the squares themselves. Raises InputError for what cannot be."""
     b2 = _share("decay b2", b2)
@@ -63,9 +66,9 @@ def yogi(
     )
 
 
-def _adaptive(learning_rate: float, b1: float, tau: float, accumulate: Accumulate) -> optax.GradientTransformation:
+def _adaptive(learning_rate: Rate, b1: float, tau: float, accumulate: Accumulate) -> optax.GradientTransformation:
     b1 = _share("decay b1", b1)
-    learning_rate, tau = _positive("learning rate", learning_rate), _positive("adaptivity tau", tau)
+    learning_rate, tau = _rate(learning_rate), _positive("adaptivity tau", tau)
 
     def init(params: Params) -> Moments:
         return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: jnp.full_like(x, tau**2), params))
@@ -73,10 +76,15 @@ def _adaptive(learning_rate: float, b1: float, tau: float, accumulate: Accumulat
     def update(gradient: Params, state: Moments, params: Any = None) -> tuple[Params, Moments]:
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)
         second = jax.tree.map(lambda v, g: accumulate(v, jnp.square(g)), state.second, gradient)
-        way = jax.tree.map(lambda m, v: -learning_rate * m / (jnp.sqrt(v) + tau), mean, second)
+        way = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), mean, second)
         return way, Moments(mean, second)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    transform = optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.chain(transform, optax.scale_by_learning_rate(learning_rate))
+
+
+def _rate(value: Rate) -> Rate:
+    return value if callable(value) else _positive("learning rate", value)
 
 
 def _positive(name: str, value: float) -> float:

@@ -1,0 +1,98 @@
+"""Clients per second of a simulated federated run, and beside it Flower's simulation of the same job.
+
+    python -m benchmarks.federated
+    python -m benchmarks.federated --flower FLOWER/bin/python
+
+The job: a hundred clients of 100 examples (28x28), each five steps of 20 by an MLP of 101,770 parameters, averaged.
+Rounds are timed as a run makes them: the cohort is drawn, shuffled and gathered, trained and averaged, and the server
+steps. Flower's clients train by the same jitted loop over the same arrays, in Ray's workers, one for each core; its
+interpreter needs flwr[simulation], jax and optax, and without it that row says so. The value is Lepton's rate.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+CLIENTS, EXAMPLES, BATCH, STEPS, WIDTH, CLASSES = 100, 100, 20, 5, 128, 10
+BAR = 500.0  # clients/s on two cores
+TIMES_FLOWER = 25.0
+ROUNDS = 20
+
+
+def lepton(side_by_side: int | None = None) -> list[float]:
+    """Clients/s of each round."""
+    import jax
+    import optax
+
+    import lepton_jax as lp
+
+    rng = np.random.default_rng(0)
+    count = CLIENTS * EXAMPLES
+    source = lp.data.Arrays(
+        {"input": rng.random((count, 28, 28, 1), np.float32), "label": rng.integers(0, CLASSES, count)}
+    )
+    held = lp.federated.partition.iid(count, CLIENTS, 0)
+    asked = lp.federated.sampling.fixed_size(CLIENTS, CLIENTS, 0)
+    stream = lp.federated.Cohorts(source, held, asked, CLIENTS, BATCH, 1, 0)
+    model, sgd = lp.models.mlp((WIDTH,), CLASSES), optax.sgd(0.1)
+    client = lp.federated.local(lp.descend(lp.plain(lp.supervised(model, lp.cross_entropy())), sgd), sgd)
+    step = lp.descend(lp.federated.federated(client, together=side_by_side), optax.sgd(1.0))
+    mesh, first = lp.mesh.make("1x1"), stream.batch(0)
+    assert first["input"].shape[:3] == (CLIENTS, STEPS, BATCH)
+    state = lp.initial(model, optax.sgd(1.0), lp.keys.seeded(0), first["input"][0, 0])
+    assert lp.tree.count(state.params) == 101_770
+    compiled = lp.step.compile(step, state, first, mesh)
+    rates, begun = [], time.perf_counter()
+    for round, batch in enumerate(stream.batches(0, ROUNDS + 2)):
+        state, metrics = compiled(state, lp.mesh.fed(batch, mesh))
+        jax.block_until_ready(metrics)
+        now = time.perf_counter()
+        if round >= 2:  # the first rounds wait for what is read ahead
+            rates.append(CLIENTS / (now - begun))
+        begun = now
+    return rates
+
+
+def flower(interpreter: str | None, rounds: int) -> tuple[float | None, str]:
+    """(clients/s of Flower's simulation, why there is none)."""
+    if interpreter is None:
+        return None, "skipped: no --flower PYTHON with flwr[simulation] and jax"
+    script = pathlib.Path(__file__).parent / "flowered.py"
+    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
+    environment.pop("PYTHONPATH", None)
+    sizes = [str(n) for n in (CLIENTS, EXAMPLES, BATCH, WIDTH, CLASSES, rounds)]
+    ended = subprocess.run([interpreter, str(script), *sizes], capture_output=True, text=True, env=environment)
+    if ended.returncode:
+        return None, "failed: " + (ended.stderr.strip().splitlines() or ["no word"])[-1][:90]
+    return float(json.loads(ended.stdout.splitlines()[-1])["clients_per_second"]), ""
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flower", help="an interpreter with flwr[simulation], jax and optax")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of Flower's")
+    given = parser.parse_args(arguments)
+    from benchmarks import record
+
+    rows: list[list[Any]] = []
+    rates = lepton()
+    value = float(np.median(rates))
+    rows.append(["lepton, one after the other", value, f"{min(rates):.0f}-{max(rates):.0f}"])
+    beside = lepton(10)
+    rows.append(["lepton, ten side by side", float(np.median(beside)), f"{min(beside):.0f}-{max(beside):.0f}"])
+    other, why = flower(given.flower, given.rounds)
+    rows.append(["flower's simulation", "-" if other is None else other, why or f"{value / other:.0f} times slower"])
+    holds = value >= BAR and (other is None or value >= TIMES_FLOWER * other)
+    record.tell("federated", ["simulation", "clients/s", "rounds"], rows, value, BAR, holds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
