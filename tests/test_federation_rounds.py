@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import lepton_jax as lp
+from experiments import federated as experiment
 from lepton_jax import federated, federation
 from lepton_jax.errors import InputError
 from lepton_jax.federation import coordinator, frames, job, wire
@@ -95,6 +96,24 @@ def test_rounds_over_a_transport_are_those_of_the_simulation():
     assert [participant.rounds for participant in participants] == [3, 3, 3]
     assert all(event["clients"] == ["n0", "n1", "n2"] for event in events.of("closed"))
     assert not events.of("refused")
+
+
+def test_an_experiment_between_machines_is_its_simulation():
+    """Of SCAFFOLD, whose clients keep something, and whose server looks into what they send."""
+    config = dataclasses.replace(
+        experiment.PRESETS["smoke"], clients=3, cohort=3, epochs=2, batch_size=32, examples=300, algorithm="scaffold"
+    )
+    recipe = experiment.compose(config)
+    the_job = experiment.job(config)
+    inputs = recipe.stream.batch(0)["input"][0, 0]
+    expected = lp.initial(recipe.model, recipe.optimizer, lp.keys.seeded(0), inputs, **recipe.stats)
+    step = jax.jit(recipe.step)
+    for number in range(2):
+        expected, _ = step(expected, recipe.stream.batch(number))
+    state, *_ = run(change=lambda _: the_job)
+    assert lp.tree.distance(state.params, expected.params) < 1e-6
+    measured = the_job.evaluate(state)
+    assert 0.1 < measured["test/accuracy"] <= 1
 
 
 def test_arrival_does_not_matter_to_the_last_bit():

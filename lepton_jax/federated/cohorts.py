@@ -16,6 +16,7 @@ from lepton_jax.data.prefetch import THREADS, ahead
 from lepton_jax.data.stream import number, steps
 from lepton_jax.errors import InputError
 from lepton_jax.federated.partition import Partition
+from lepton_jax.federated.rounds import OF_A_CLIENT
 from lepton_jax.federated.sampling import Availability, Sampling, numbers
 
 ALWAYS = Availability()
@@ -117,6 +118,12 @@ class Cohorts:
         filled = np.concatenate([rows, np.full(size - len(rows), rows[-1])]).astype(np.int32)
         weight = (np.arange(size) < len(rows)).astype(np.float32)
         return filled.reshape(-1, self.local_batch_size), weight.reshape(-1, self.local_batch_size)
+
+    def of(self, client: int, round: int) -> dict[str, np.ndarray]:
+        """What one client has in a round, leaves [steps, batch, ...], as if it alone were asked."""
+        alone = (np.array([client], np.int32), np.ones(1, np.float32))
+        batch = replace(self, asked=lambda round: alone, cohort=1, availability=ALWAYS, shard=(0, 1)).batch(round)
+        return {name: x[0] for name, x in batch.items() if name not in OF_A_CLIENT}
 
     def held(self, client: int) -> Int[np.ndarray, " examples"]:
         """The examples of a client; for a number that fills a cohort up, some client's."""

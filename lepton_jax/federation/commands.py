@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -117,8 +116,11 @@ def finish(directory: pathlib.Path, job_: Job, state: TrainState, metrics: Mappi
     """weights.safetensors and result.json."""
     weights.save(directory / WEIGHTS, {"params": state.params, **state.stats.get("model", {})})
     record: dict[str, Any] = {"experiment": job_.name, "status": "complete", "rounds": job_.rounds}
-    record |= {"clients": list(job_.clients), "metrics": dict(metrics), "seed": config.seed, "time": time.time()}
+    measured = dict(job_.evaluate(state)) if job_.evaluate else {}
+    record |= {"clients": list(job_.clients), "metrics": {**metrics, **measured}, "seed": config.seed}
     runs.write(directory / "result.json", record)
+    if measured:
+        say("evaluated  " + "  ".join(f"{name} {value:.4f}" for name, value in measured.items()))
     say(f"files      {directory}/result.json  {WEIGHTS}  {EVENTS}")
 
 

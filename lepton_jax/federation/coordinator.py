@@ -4,7 +4,6 @@ Clients are answered in threads of the transport, rounds are opened and closed i
 is under one lock. What a client sends is parsed outside of it.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -13,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from lepton_jax import progress
+from lepton_jax.federated import sampling
 from lepton_jax.federation import frames, gathering, job, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.health import Health
@@ -211,9 +211,9 @@ class Coordinator:
         members = [name for name in self._job.clients if name in here]
         if self._terms.cohort is None or len(members) <= self._terms.cohort:
             return members
-        seed = f"{jax.random.key_data(self.state.key).tolist()} {number}"
-        drawn = random.Random(seed).sample(members, self._terms.cohort)
-        return [name for name in members if name in drawn]
+        seed = int(jax.random.key_data(self.state.key)[-1])
+        asked, _ = sampling.fixed_size(len(members), self._terms.cohort, seed)(number)
+        return [members[place] for place in asked.tolist()]
 
     def _closed(self, round_: Round, leave: Callable[[int], bool]) -> bool:
         """Wait for the end of the round; False where it is time to leave before."""

@@ -36,13 +36,14 @@ def client_app(job_: Job) -> Any:
     app, compute = ClientApp(), jax.jit(job.answer(job_))
     begun = jax.eval_shape(job_.state)
     like = {"params": begun.params, "stats": begun.stats}
+    kept = jax.jit(lambda: job_.own(job_.state().params))()
 
     @app.train()
     def train(message: Any, context: Any) -> "Message":
         number = int(context.node_config["partition-id"])
         task = message.content[TASK]
         given = wire.restored(_arrays(message.content[ARRAYS]), like)
-        own = wire.restored(_arrays(context.state[OWN]), job_.own) if OWN in context.state else job_.own
+        own = wire.restored(_arrays(context.state[OWN]), kept) if OWN in context.state else kept
         key = jax.random.wrap_key_data(jnp.asarray(task["key"], jnp.uint32))
         batches = job_.data(job_.clients[number], task["round"])
         sent, own = compute(given["params"], given["stats"], own, batches, key, number)

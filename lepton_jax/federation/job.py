@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,9 @@ class Job(NamedTuple):
     step: a round, `descend(received, server_optimizer)` or any other Step over what the clients sent. clients: their
     names, as in their certificates, in the order in which updates add up; a client's place is its number. batches: one
     client's in a round, as shapes, [steps, batch, ...]. data: (client's name, round) -> its batches; called on that
-    client alone. own: what a client keeps before its first round (`stats["client"]`). combine: how updates become one,
-    where they are not just added up.
+    client alone. own: what a client keeps before its first round (`stats["client"]`), of the parameters before it.
+    combine: how updates become one, where they are not just added up. evaluate: what the coordinator measures at the
+    end, by name.
     """
 
     name: str
@@ -37,8 +38,9 @@ class Job(NamedTuple):
     rounds: int
     batches: Batch
     data: Callable[[str, int], Batch]
-    own: Any = ()
+    own: Callable[[Params], Any] = lambda params: {}
     combine: Combine | None = None
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
 
 
 def check(job: Job) -> None:
@@ -70,7 +72,8 @@ def round_key(state: TrainState) -> Key:
 
 def sent_like(job: Job, state: TrainState) -> Sent:
     """What a client sends, as shapes."""
-    return jax.eval_shape(answer(job), state.params, state.stats, job.own, dict(job.batches), state.key, 0)[0]
+    own = jax.eval_shape(job.own, state.params)
+    return jax.eval_shape(answer(job), state.params, state.stats, own, dict(job.batches), state.key, 0)[0]
 
 
 def folded(job: Job, answers: list[Sent]) -> Sent:

@@ -41,7 +41,8 @@ class Participant:
         like = jax.eval_shape(job_.state)
         self._like = {"params": like.params, "stats": like.stats}
         self._hello = {"job": job.fingerprint(job_, like), "steps": steps}
-        self._own: dict[int, Any] = {0: job_.own}  # what it keeps, as of before the round
+        begun = jax.jit(lambda: job_.own(job_.state().params))()
+        self._own: dict[int, Any] = {0: begun}  # what it keeps, as of before the round
         self.rounds = 0  # in which its update was taken
 
     def run(self) -> None:
