@@ -183,6 +183,7 @@ def job(config: Config) -> "lp.federation.Job":
     """
     import jax
 
+    config = replace(config, cohort=config.clients)
     recipe, (algorithm, stats) = compose(config), chosen(config)
     names, stream = tuple(f"client-{number}" for number in range(config.clients)), cohorts(config, recipe.dataset)
     if config.algorithm == CENTRALIZED or config.bitwise or config.ema:

@@ -120,7 +120,7 @@ def finish(directory: pathlib.Path, job_: Job, state: TrainState, metrics: Mappi
     record |= {"clients": list(job_.clients), "metrics": {**metrics, **measured}, "seed": config.seed}
     runs.write(directory / "result.json", record)
     if measured:
-        say("evaluated  " + "  ".join(f"{name} {value:.4f}" for name, value in measured.items()))
+        say("evaluated  " + "  ".join(f"{name} {value:.4f}" for name, value in list(measured.items())[:4]))
     say(f"files      {directory}/result.json  {WEIGHTS}  {EVENTS}")
 
 
