@@ -148,6 +148,8 @@ def test_a_client_that_is_killed_a_stranger_and_a_request_to_leave(federation):
     case.wait("closed", after=back + 1, clients=everyone)
     second.send_signal(signal.SIGTERM)
     assert "resumed    after round" in ended(second, Exit.PREEMPTED)
+    clients["n0"].send_signal(signal.SIGTERM)  # it holds nothing
+    ended(clients["n0"], Exit.PREEMPTED)
     rounds = [event["round"] for event in case.events("closed")]
     assert rounds == list(range(len(rounds)))  # what was saved at the stop is not done again
 
@@ -191,6 +193,15 @@ def test_bad_input_is_told_in_two_lines_and_nothing_is_written(line, place, monk
     assert BAD[line] in str(caught.value)
     assert caught.value.code == Exit.BAD_INPUT
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("line", ["certificates --out d --nodes a", f"serve {JOB} {CERTIFICATES} --secure --quorum 2"])
+def test_where_cryptography_is_missing_the_extra_is_named(line, place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(command.preemption, "watch", lambda: None)
+    monkeypatch.setattr(certificates.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install .lepton-jax\[federated\]"):
+        command.main(line.split())
 
 
 def test_a_coordinator_that_is_away_is_worth_another_try(place, monkeypatch):

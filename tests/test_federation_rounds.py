@@ -33,15 +33,15 @@ class Events(list):
         return [event for event in self if event["event"] == kind]
 
 
-class Silent:
-    """A client's way that is cut after so many exchanges: it is dead from then on."""
+class Mortal:
+    """A client's way that is cut for good in place of its first message of a kind."""
 
-    def __init__(self, transport, after):
-        self.transport, self.after = transport, after
+    def __init__(self, transport, last):
+        self.transport, self.last, self.dead = transport, last, False
 
     def exchange(self, request):
-        self.after -= 1
-        if self.after < 0:
+        self.dead |= request.kind == self.last
+        if self.dead:
             raise ConnectionError("dead")
         return self.transport.exchange(request)
 
@@ -52,13 +52,13 @@ class Silent:
 def run(
     terms=TERMS, config=CONFIG, change=lambda job: job, dead=None, steps=None, state=None, leave=lambda number: False
 ):
-    """(state, events, metrics by round) of a run with all clients in threads. dead: {name: exchanges that it lives}."""
+    """(state, events, metrics by round, clients) of a run in threads. dead: {name: instead of sending what it dies}."""
     the_job = change(federated_job.job(config))
     events, saved = Events(), []
     made = federation.Coordinator(the_job, state or the_job.state(), terms, events)
 
     def client(name):
-        way = Silent(federation.InProcess(made.answer, name), (dead or {}).get(name, 10**9))
+        way = Mortal(federation.InProcess(made.answer, name), (dead or {}).get(name))
         participant = federation.Participant(the_job, name, way, (steps or {}).get(name))
         try:
             participant.run()
@@ -135,20 +135,20 @@ def test_arrival_does_not_matter_to_the_last_bit():
     jax.tree.map(np.testing.assert_array_equal, ends[0].params, ends[1].params)
 
 
-@pytest.mark.parametrize("secure", [False, True], ids=["plain", "secure"])
-def test_a_client_that_dies_in_mid_round_is_left_out(secure):
-    """In a secure sum it dies with its keys shared, so that the others have to take off what it left in their masks."""
-    terms = TERMS._replace(secure=secure, deadline=4, heartbeat=0.2)
-    lives = {"n1": 4 if secure else 2}  # poll, keys, shares, an update that never comes; or poll, alive
-    config = dataclasses.replace(CONFIG, pause=0.1)
-    before = time.monotonic()
-    state, events, *_ = run(terms, config, dead=lives if secure else {"n1": 1})
-    assert time.monotonic() - before < 15
-    assert [event["clients"] for event in events.of("closed")] == [["n0", "n2"]] * 3
-    if secure:
-        assert "n1" in {event["client"] for event in events.of("shares")}
+@pytest.mark.parametrize(
+    ("secure", "instead"),
+    [(False, "UPDATE"), (True, "KEYS"), (True, "SHARES"), (True, "UPDATE"), (True, "REVEAL")],
+)
+def test_a_client_that_dies_in_mid_round_is_left_out(secure, instead):
+    """In a secure sum at every stage: with its shares given, the others take off what it has left in their masks."""
+    terms = TERMS._replace(secure=secure, heartbeat=0.5)
+    state, events, *_ = run(terms, dead={"n1": Kind[instead]})
+    first = [0, 1, 2] if instead == "REVEAL" else [0, 2]  # then its update was in the sum already
+    closed = [event["clients"] for event in events.of("closed")]
+    assert closed == [[f"n{number}" for number in first], ["n0", "n2"], ["n0", "n2"]]
     assert {event["client"] for event in events.of("lost")} == {"n1"}
-    expected = simulated(CONFIG, 3, members=lambda number: [0, 2])
+    assert all(event["seconds"] < terms.deadline for event in events.of("closed"))
+    expected = simulated(CONFIG, 3, members=lambda number: [0, 2] if number else first)
     assert lp.tree.distance(state.params, expected.params) < 1e-6
 
 
@@ -309,6 +309,10 @@ def test_what_is_asked_twice_is_answered_alike_and_what_is_late_is_gone():
     assert case.ask(Kind.UPDATE, good, "n2").kind == Kind.GONE
     assert case.ask(Kind.ALIVE, name="n2").kind == Kind.GONE
     assert case.made._round.complete
+    with case.made._changed:
+        case.made._open(0, case.job.clients, time.monotonic())
+    assert case.ask(Kind.UPDATE).kind == Kind.OK  # it was taken, and only the answer got lost
+    assert case.ask(Kind.UPDATE, name="n2").kind == case.ask(Kind.ALIVE).kind == Kind.GONE
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,6 @@ def main(arguments: list[str]) -> None:
         print(__doc__)
         return
     errors.named("command", arguments[0], COMMANDS)  # pyright: ignore[reportArgumentType]
-    authority.require_cryptography()
     preemption.watch()
     COMMANDS[arguments[0]](arguments[1:])
 

@@ -52,7 +52,7 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
         coordinating = Coordinator(job_, begun.state, terms, events, begun.lost, say)
         with answering(coordinating, job_, own, host, port, events):
             ended = held(coordinating, checkpoints, begun, directory)
-    finish(directory, job_, coordinating.state, ended, config)
+        finish(directory, job_, coordinating.state, ended, config)
     return directory
 
 

@@ -60,8 +60,9 @@ class Coordinator:
         self._changed = threading.Condition()
         self._health = Health(job_.clients, terms.heartbeat, sorted(lost))
         self._round: Round | None = None
+        self._past: Round | None = None  # the one before, for answers that got lost
         self._attempts, self._refusals = 0, 0
-        self._done, self._told = False, set[str]()
+        self._done, self._ended, self._told = False, False, set[str]()
         self.state = state
 
     # --- what clients ask
@@ -72,6 +73,8 @@ class Coordinator:
             self.refused(name, why)
             return Frame(Kind.REFUSED, {"why": why})
         with self._changed:
+            if self._ended:
+                return Frame(Kind.WAIT)
             now = time.monotonic()
             if self._health.note(name, now, frame.head):
                 self._events.write("joined", client=name, steps=self._health.steps.get(name))
@@ -96,6 +99,8 @@ class Coordinator:
     def refused(self, who: str, why: str) -> None:
         """Log what was turned away."""
         with self._changed:
+            if self._ended:
+                return
             self._refusals += 1
             if self._refusals <= SAID or self._refusals & (self._refusals - 1) == 0:
                 self._events.write("refused", who=who, why=why, count=self._refusals)
@@ -128,9 +133,12 @@ class Coordinator:
         if self._done and frame.kind == Kind.POLL:
             self._told.add(name)
             return Frame(Kind.DONE)
-        if self._round is None:
+        if self._ended:
+            return Frame(Kind.WAIT)
+        asked = self._past if self._past and frame.head.get("token") == self._past.token else self._round
+        if asked is None:
             return None if frame.kind == Kind.POLL else Frame(Kind.GONE)
-        return self._round.reply(name, frame)
+        return asked.reply(name, frame)
 
     def _advance(self, round_: Round) -> None:
         now = time.monotonic()
@@ -151,15 +159,22 @@ class Coordinator:
 
         save: called with the state, the clients lost by now, and the metrics, after each round.
         """
-        while (number := int(self.state.step)) < self._job.rounds:
-            round_ = self._opened(number, leave)
-            if round_ is None or not self._closed(round_, leave):
-                return False
-            if (metrics := self._stepped(round_)) is not None:
-                progress.reporter().progress(number + 1)
-                save(self.state, sorted(self._health.lost), metrics)
-        self._finish()
-        return True
+        try:
+            while (number := int(self.state.step)) < self._job.rounds:
+                round_ = self._opened(number, leave)
+                if round_ is None or not self._closed(round_, leave):
+                    return False
+                if (metrics := self._stepped(round_)) is not None:
+                    progress.reporter().progress(number + 1)
+                    with self._changed:
+                        lost = sorted(self._health.lost)
+                    save(self.state, lost, metrics)
+            self._finish()
+            return True
+        finally:
+            with self._changed:  # nothing is logged from here on
+                self._ended = True
+                self._changed.notify_all()
 
     def _opened(self, number: int, leave: Callable[[int], bool]) -> Round | None:
         """The next round, once there are clients for it; None where it is time to leave."""
@@ -202,7 +217,9 @@ class Coordinator:
         round_ = Round(number, members, self._terms.quorum, self._gathering.stages, task, now, end)
         steps = {name: self._health.steps.get(name) for name in members}
         self._events.write("round", round=number, attempt=self._attempts, clients=steps)
-        self._round = round_
+        self._past, self._round = self._round, round_
+        if self._past:
+            self._past.forget()
         self._changed.notify_all()
         return round_
 

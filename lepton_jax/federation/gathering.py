@@ -7,7 +7,7 @@ import numpy as np
 
 from lepton_jax.errors import InputError
 from lepton_jax.federated import Sent
-from lepton_jax.federation import fixed, frames, job, masks, shamir, wire
+from lepton_jax.federation import certificates, fixed, frames, job, masks, shamir, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.rounds import Gifts, Round, Stage
@@ -42,7 +42,8 @@ def updates(job_: Job, like: Sent) -> Gathering:
 
 
 def sums(job_: Job, like: Sent, threshold: int) -> Gathering:
-    """The sum alone (`masks`). Raises InputError for a job that has to see each update."""
+    """The sum alone (`masks`). Raises InputError for a job that has to see each update, and without cryptography."""
+    certificates.require_cryptography()
     if job_.combine is not None:
         problem = "a secure sum shows no single update, and this job combines them one by one"
         raise InputError(problem, "leave --secure out, or the robust aggregation")

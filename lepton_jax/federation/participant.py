@@ -11,7 +11,7 @@ import numpy as np
 
 from lepton_jax.errors import InputError
 from lepton_jax.federated import Sent
-from lepton_jax.federation import fixed, frames, gathering, job, masks, wire
+from lepton_jax.federation import certificates, fixed, frames, gathering, job, masks, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.transport import Transport
@@ -77,6 +77,7 @@ class Participant:
 
     def _hidden(self, task: Frame, pool: concurrent.futures.Executor) -> Any:
         """The same as it is done in `masks`: what it keeps."""
+        certificates.require_cryptography()
         head = task.head
         party = masks.Party(self._name, head["threshold"], head["token"].encode())
         try:

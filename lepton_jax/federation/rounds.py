@@ -83,6 +83,11 @@ class Round:
         if name in self.awaited:
             self._parties.discard(name)
 
+    def forget(self) -> None:
+        """Keep who has given, and not what: the round is over."""
+        self._failed = self._failed or not self.over
+        self.gifts = {kind: dict.fromkeys(gifts) for kind, gifts in self.gifts.items()}
+
     def reply(self, name: str, frame: Frame) -> Frame | None:
         """The answer to a frame; None where there is none yet."""
         if frame.kind == Kind.POLL:
@@ -98,9 +103,9 @@ class Round:
         made = self._stages[place].reply
         if made is None:
             return Frame(Kind.OK)
-        if self._index <= place:
-            return Frame(Kind.GONE) if self._failed else None
-        return made(name, self.gifts)
+        if self.over:
+            return Frame(Kind.GONE)
+        return made(name, self.gifts) if self._index > place else None
 
     def _work(self, name: str) -> Frame | None:
         """What someone who asks for work has to do: the task, in the first stage; later it is out of the round."""
