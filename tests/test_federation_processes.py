@@ -195,6 +195,13 @@ def test_bad_input_is_told_in_two_lines_and_nothing_is_written(line, place, monk
     assert sorted(place.rglob("*")) == before
 
 
+def test_a_taken_port_leaves_no_run_behind(place, monkeypatch):
+    monkeypatch.chdir(place)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot be listened on"):
+        command.serve(f"{JOB} {CERTIFICATES} --run run --listen 127.0.0.1:{taken.getsockname()[1]}".split())
+    assert not (place / "run").exists()
+
+
 @pytest.mark.parametrize("line", ["certificates --out d --nodes a", f"serve {JOB} {CERTIFICATES} --secure --quorum 2"])
 def test_where_cryptography_is_missing_the_extra_is_named(line, place, monkeypatch):
     monkeypatch.chdir(place)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,10 @@ import jax
 from lepton_jax import checkpoint, lease, mesh, preemption, progress, runs, tree, weights
 from lepton_jax.config import Config
 from lepton_jax.errors import InputError, PreemptedError
-from lepton_jax.federation import dialling, job, tls
+from lepton_jax.federation import dialling, gathering, job, tls
 from lepton_jax.federation.coordinator import Coordinator
 from lepton_jax.federation.job import Job
-from lepton_jax.federation.listening import Listener
+from lepton_jax.federation.listening import Listener, bound
 from lepton_jax.federation.participant import Participant
 from lepton_jax.federation.terms import Terms
 from lepton_jax.launch.ledger import Events
@@ -41,8 +41,10 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
     terms.check(len(job_.clients))
     require_one_device(config)
     state = job_.state()
-    directory = opened(job_, config, terms, state)
+    gathering.chosen(job_, job.sent_like(job_, state), terms)  # refuses what cannot be, before anything is written
     with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(bound(host, port))
+        directory = opened(job_, config, terms, state)
         stack.enter_context(runs.writing(directory))
         stack.enter_context(lease.held(directory))
         events = stack.enter_context(contextlib.closing(Events(directory / EVENTS)))
@@ -50,7 +52,11 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
         checkpoints = stack.enter_context(checkpoint.Checkpoints(place, config.keep, config.monitor))
         begun = gone_on(checkpoints, state)
         coordinating = Coordinator(job_, begun.state, terms, events, begun.lost, say)
-        with answering(coordinating, job_, own, host, port, events):
+        most = job.most_bytes(job_, state)
+        listener = Listener(listening, own, coordinating.answer, most, coordinating.refused)
+        with contextlib.closing(listener):
+            events.write("start", round=int(begun.state.step), address=[host, port])
+            say(f"listening  {host}:{port} for {len(job_.clients)} clients: {', '.join(job_.clients[:8])}")
             ended = held(coordinating, checkpoints, begun, directory)
         finish(directory, job_, coordinating.state, ended, config)
     return directory
@@ -77,19 +83,6 @@ def gone_on(checkpoints: checkpoint.Checkpoints, state: TrainState) -> Begun:
         say(f"damaged    round {step}: {why}")
     say(f"resumed    after round {int(found.step)}")
     return Begun(found, info["lost"], info["metrics"])
-
-
-@contextlib.contextmanager
-def answering(
-    coordinating: Coordinator, job_: Job, own: tls.Identity, host: str, port: int, events: Events
-) -> Iterator[None]:
-    """The coordinator answers on this address while it lasts."""
-    most = job.most_bytes(job_, coordinating.state)
-    listener = Listener(host, port, own, coordinating.answer, most, coordinating.refused)
-    with contextlib.closing(listener):
-        events.write("start", round=int(coordinating.state.step), address=list(listener.address))
-        say(f"listening  {host}:{port} for {len(job_.clients)} clients: {', '.join(job_.clients[:8])}")
-        yield
 
 
 def held(

@@ -54,8 +54,7 @@ class Coordinator:
         terms.check(len(job_.clients))
         self._job, self._terms, self._events, self._say = job_, terms, events, say
         self._step = jax.jit(job_.step)
-        like = job.sent_like(job_, state)
-        self._gathering = gathering.sums(job_, like, terms.quorum) if terms.secure else gathering.updates(job_, like)
+        self._gathering = gathering.chosen(job_, job.sent_like(job_, state), terms)
         self._fingerprint = job.fingerprint(job_, state)
         self._changed = threading.Condition()
         self._health = Health(job_.clients, terms.heartbeat, sorted(lost))

@@ -11,6 +11,7 @@ from lepton_jax.federation import certificates, fixed, frames, job, masks, shami
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.rounds import Gifts, Round, Stage
+from lepton_jax.federation.terms import Terms
 
 CIPHERTEXT = 2 * shamir.BYTES + 16  # bytes of two shares and their tag
 
@@ -21,6 +22,11 @@ class Gathering(NamedTuple):
     stages: tuple[Stage, ...]
     result: Callable[[Round], Sent]
     threshold: int | None
+
+
+def chosen(job_: Job, like: Sent, terms: Terms) -> Gathering:
+    """What the terms say. Raises InputError for a secure sum that cannot be had."""
+    return sums(job_, like, terms.quorum) if terms.secure else updates(job_, like)
 
 
 def updates(job_: Job, like: Sent) -> Gathering:

@@ -15,35 +15,37 @@ Refused = Callable[[str, str], None]
 """(who: a name or an address, why)"""
 
 
-class Listener:
-    """Answers on one address, and no other, until it is closed. Whatever a connection brings ends that one alone.
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens on this address, and no other. Raises InputError where it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        problem = f"--listen {host}:{port} cannot be listened on: {error.strerror or error}"
+        raise InputError(problem, "choose another port, or end what listens there") from error
 
-    answer: is asked for everyone whose certificate the authority has signed. most: bytes of a body. refused: told of
-    what was turned away. address: where it listens. Raises InputError where it cannot.
+
+class Listener:
+    """Answers those who come to a socket until it is closed. Whatever a connection brings ends that one alone.
+
+    own: the coordinator's. answer: is asked for everyone whose certificate the authority has signed. most: bytes of a
+    body. refused: told of what was turned away. connections: that may be open at once.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        listening: socket.socket,
         own: tls.Identity,
         answer: Answer,
         most: int,
         refused: Refused,
         connections: int = 256,
     ):
-        self._context = tls.context(own, server=True)
+        self._socket, self._context = listening, tls.context(own, server=True)
         self._answer, self._most, self._refused = answer, most, refused
         self._ended = threading.Event()
         self._free = threading.BoundedSemaphore(connections)
         self._open: set[socket.socket] = set()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            self._socket = socket.create_server((host, port), family=family, backlog=128)
-        except OSError as error:
-            problem = f"--listen {host}:{port} cannot be listened on: {error.strerror or error}"
-            raise InputError(problem, "choose another port, or end what listens there") from error
-        self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
