@@ -64,11 +64,11 @@ def flower(interpreter: str | None, rounds: int) -> tuple[float | None, str]:
     """(clients/s of Flower's simulation, why there is none)."""
     if interpreter is None:
         return None, "skipped: no --flower PYTHON with flwr[simulation] and jax"
-    script = pathlib.Path(__file__).parent / "flowered.py"
-    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
-    environment.pop("PYTHONPATH", None)
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, **quiet, "PYTHONPATH": str(pathlib.Path(__file__).parent)}  # workers import it too
     sizes = [str(n) for n in (CLIENTS, EXAMPLES, BATCH, WIDTH, CLASSES, rounds)]
-    ended = subprocess.run([interpreter, str(script), *sizes], capture_output=True, text=True, env=environment)
+    command = [interpreter, "-c", "import flowered; flowered.main()", *sizes]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
         return None, "failed: " + (ended.stderr.strip().splitlines() or ["no word"])[-1][:90]
     return float(json.loads(ended.stdout.splitlines()[-1])["clients_per_second"]), ""

@@ -173,7 +173,10 @@ def local(config: Config, loss: "lp.types.Loss") -> tuple:
 def server_rate(config: Config) -> float:
     """The peak learning rate of the server."""
     usual = lp.federated.algorithms.RATES[config.algorithm]
-    return usual if config.server_learning_rate is None else config.server_learning_rate
+    rate = usual if config.server_learning_rate is None else config.server_learning_rate
+    if not rate > 0:
+        raise lp.InputError(f"--server-learning-rate {rate} is not positive", f"{usual:g} is usual")
+    return rate
 
 
 def require(config: Config) -> None:
