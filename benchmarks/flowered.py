@@ -3,6 +3,8 @@
 Nothing of Lepton is here. A client's local training is one jitted loop, compiled once in each of Ray's workers.
 """
 
+# pyright: reportMissingImports=false
+
 import functools
 import json
 import sys
