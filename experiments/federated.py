@@ -111,17 +111,9 @@ def compose(config: Config) -> "lp.recipe.Recipe":
         step, stats = lp.recipe.step(config, loss, optimizer)
     else:
         stream = cohorts(config, dataset)
-        algorithm, stats = chosen(config)
-        schedule = lp.recipe.scheduled(replace(config, learning_rate=server_rate(config)), stream)
-        optimizer = algorithm.server(schedule)
-        round = lp.federated.algorithms.round(
-            algorithm, client(config, loss), lp.federated.robust.build(config.combine)
-        )
-        if config.bitwise:
-            round = lp.sharded(round, config.bitwise)
-        step = lp.descend(round, optimizer)
-        if config.ema:
-            step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+        combine = lp.federated.robust.build(config.combine)
+        gradient = lp.federated.federated(client(config, loss), combine)
+        step, stats, schedule, optimizer = server(config, stream, gradient)
         if "clients" in stats:
             model = model._replace(rules=lp.federated.rules(model.rules))
     return lp.recipe.Recipe("federated", dataset, stream, model, criterion, optimizer, schedule, step, around, stats)
@@ -168,6 +160,18 @@ def local(config: Config, loss: "lp.types.Loss") -> tuple:
         gradient = lp.sharpness_aware(gradient, config.sharpness)
     options = {"momentum": config.momentum, "weight_decay": config.weight_decay, "clip": config.clip}
     return gradient, lp.optimizers.build(config.optimizer, lambda count: config.learning_rate, **options)
+
+
+def server(config: Config, stream: "lp.federated.Cohorts", gradient: "lp.types.GradFn") -> tuple:
+    """(the update, the stats that it starts from, the schedule, the optimizer) of a round's pseudo-gradient."""
+    algorithm, stats = chosen(config)
+    schedule = lp.recipe.scheduled(replace(config, learning_rate=server_rate(config)), stream)
+    optimizer = algorithm.server(schedule)
+    gradient = algorithm.round(gradient)
+    step = lp.descend(lp.sharded(gradient, config.bitwise) if config.bitwise else gradient, optimizer)
+    if config.ema:
+        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+    return step, stats, schedule, optimizer
 
 
 def server_rate(config: Config) -> float:

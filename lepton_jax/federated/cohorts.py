@@ -99,10 +99,7 @@ class Cohorts:
         mine = slice(process * len(clients) // processes, (process + 1) * len(clients) // processes)
         clients, there = clients[mine], there[mine]
         index, weight = map(np.stack, zip(*(self.local(client, round) for client in clients.tolist()), strict=True))
-        columns = gather(self.source, index.ravel())
-        columns = {name: x.reshape(*index.shape, *x.shape[1:]) for name, x in columns.items()}
-        weight = weight * columns.get("weight", np.float32(1)) * (there[:, None, None] > 0)
-        found = {**columns, "weight": weight.astype(np.float32), "index": index}
+        found = self._gathered(index, weight * (there[:, None, None] > 0))
         return {**found, "client": clients, "participation": there.astype(np.float32)}
 
     def local(self, client: int, round: int) -> tuple[Int[np.ndarray, "steps batch"], Float[np.ndarray, "steps batch"]]:
@@ -118,6 +115,11 @@ class Cohorts:
         weight = (np.arange(size) < len(rows)).astype(np.float32)
         return filled.reshape(-1, self.local_batch_size), weight.reshape(-1, self.local_batch_size)
 
+    def of(self, client: int, round: int) -> dict[str, np.ndarray]:
+        """One client's batches in a round, leaves [steps, batch, ...]: what it has where it is a machine of its own."""
+        index, weight = self.local(client, round)
+        return self._gathered(index, weight)
+
     def held(self, client: int) -> Int[np.ndarray, " examples"]:
         """The examples of a client; for a number that fills a cohort up, some client's."""
         return self.partition[min(client, self.examples - 1)]
@@ -125,6 +127,12 @@ class Cohorts:
     def batches(self, start: int, stop: int) -> Generator[dict[str, np.ndarray], None, None]:
         """`batch(start)` ... `batch(stop - 1)`, read ahead in a thread. Close it to stop early."""
         return ahead(self.batch, start, stop, min(THREADS, 2))
+
+    def _gathered(self, index: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+        columns = gather(self.source, index.ravel())
+        columns = {name: x.reshape(*index.shape, *x.shape[1:]) for name, x in columns.items()}
+        weight = weight * columns.get("weight", np.float32(1))
+        return {**columns, "weight": weight.astype(np.float32), "index": index}
 
     def _steps(self, examples: int) -> int:
         return -(-self.local_epochs * examples // self.local_batch_size)
