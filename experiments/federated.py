@@ -183,6 +183,49 @@ def server_rate(config: Config) -> float:
     return rate
 
 
+def job(config: Config) -> "lp.federation.Job":
+    """The same between machines, for `python -m lepton_jax.federated serve` and `join`: clients client-0, client-1 ...
+
+    Who takes part is then a matter of who is there: --cohort, --dropout, --deadline and --quorum are the coordinator's.
+    """
+    import jax
+
+    config = replace(config, cohort=config.clients)
+    if config.algorithm == CENTRALIZED or config.bitwise:
+        raise lp.InputError("a job between machines is of clients alone", "leave --bitwise and centralized out")
+    recipe, (algorithm, _) = compose(config), chosen(config)
+    names, stream = tuple(f"client-{number}" for number in range(config.clients)), cohorts(config, recipe.dataset)
+    step, stats, _, _ = server(config, stream, lp.federation.received)
+    own = {} if config.update == "full" else {"residual": lp.federated.compression.started}
+
+    def data(name: str, round: int) -> dict:
+        return stream.of(names.index(name), round)
+
+    def state() -> "lp.TrainState":
+        shared = {name: start for name, start in stats.items() if name != "clients"}
+        inputs = lp.step.shapes(data(names[0], 0))["input"]
+        one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
+        return lp.initial(recipe.model, recipe.optimizer, lp.keys.seeded(config.seed), one, **shared)
+
+    def evaluate(state: "lp.TrainState") -> dict:
+        assess = lp.experiment.assessor(recipe, config, lp.mesh.make("1x1"))
+        return {f"test/{name}": value for name, value in assess(state, "test").metrics.items()}
+
+    return lp.federation.Job(
+        name="federated",
+        state=state,
+        client=client(config, recipe.around(lp.supervised(recipe.model, recipe.criterion))),
+        step=step,
+        clients=names,
+        rounds=stream.steps(config.epochs),
+        batches=lp.step.shapes(data(names[0], 0)),
+        data=data,
+        own=lambda params: {name: start(params) for name, start in {**algorithm.own, **own}.items()},
+        combine=lp.federated.robust.build(config.combine),
+        evaluate=evaluate,
+    )
+
+
 def require(config: Config) -> None:
     """Raise InputError for flags that have no meaning here, or none together."""
     exact = config.algorithm in lp.federated.algorithms.EXACT

@@ -59,6 +59,7 @@ FLOORS = [
         "serve",
         "launch",
         "plan",
+        "federation",
     },
     {"__main__"},
 ]
