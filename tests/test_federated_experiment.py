@@ -128,6 +128,7 @@ def test_side_by_side(tmp_path, capsys):
         (("--algorithm", "scaffold", "--momentum", "0.9"), "plain SGD"),
         (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
         (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),
+        (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),
         (("--find-learning-rate",), "--find-learning-rate has no meaning"),
         (("--server-learning-rate", "0"), "0.0"),
     ],
