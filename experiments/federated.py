@@ -111,17 +111,9 @@ def compose(config: Config) -> "lp.recipe.Recipe":
         step, stats = lp.recipe.step(config, loss, optimizer)
     else:
         stream = cohorts(config, dataset)
-        algorithm, stats = chosen(config)
-        schedule = lp.recipe.scheduled(replace(config, learning_rate=server_rate(config)), stream)
-        optimizer = algorithm.server(schedule)
-        round = lp.federated.algorithms.round(
-            algorithm, client(config, loss), lp.federated.robust.build(config.combine)
-        )
-        if config.bitwise:
-            round = lp.sharded(round, config.bitwise)
-        step = lp.descend(round, optimizer)
-        if config.ema:
-            step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+        combine = lp.federated.robust.build(config.combine)
+        gradient = lp.federated.federated(client(config, loss), combine)
+        step, stats, schedule, optimizer = server(config, stream, gradient)
         if "clients" in stats:
             model = model._replace(rules=lp.federated.rules(model.rules))
     return lp.recipe.Recipe("federated", dataset, stream, model, criterion, optimizer, schedule, step, around, stats)
@@ -170,10 +162,25 @@ def local(config: Config, loss: "lp.types.Loss") -> tuple:
     return gradient, lp.optimizers.build(config.optimizer, lambda count: config.learning_rate, **options)
 
 
+def server(config: Config, stream: "lp.federated.Cohorts", gradient: "lp.types.GradFn") -> tuple:
+    """(the update, the stats that it starts from, the schedule, the optimizer) of a round's pseudo-gradient."""
+    algorithm, stats = chosen(config)
+    schedule = lp.recipe.scheduled(replace(config, learning_rate=server_rate(config)), stream)
+    optimizer = algorithm.server(schedule)
+    gradient = algorithm.round(gradient)
+    step = lp.descend(lp.sharded(gradient, config.bitwise) if config.bitwise else gradient, optimizer)
+    if config.ema:
+        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+    return step, stats, schedule, optimizer
+
+
 def server_rate(config: Config) -> float:
     """The peak learning rate of the server."""
     usual = lp.federated.algorithms.RATES[config.algorithm]
-    return usual if config.server_learning_rate is None else config.server_learning_rate
+    rate = usual if config.server_learning_rate is None else config.server_learning_rate
+    if not rate > 0:
+        raise lp.InputError(f"--server-learning-rate {rate} is not positive", f"{usual:g} is usual")
+    return rate
 
 
 def job(config: Config) -> "lp.federation.Job":
@@ -184,10 +191,11 @@ def job(config: Config) -> "lp.federation.Job":
     import jax
 
     config = replace(config, cohort=config.clients)
-    recipe, (algorithm, stats) = compose(config), chosen(config)
+    if config.algorithm == CENTRALIZED or config.bitwise:
+        raise lp.InputError("a job between machines is of clients alone", "leave --bitwise and centralized out")
+    recipe, (algorithm, _) = compose(config), chosen(config)
     names, stream = tuple(f"client-{number}" for number in range(config.clients)), cohorts(config, recipe.dataset)
-    if config.algorithm == CENTRALIZED or config.bitwise or config.ema:
-        raise lp.InputError("a job between machines is of clients alone", "leave --bitwise, --ema and centralized out")
+    step, stats, _, _ = server(config, stream, lp.federation.received)
     own = {} if config.update == "full" else {"residual": lp.federated.compression.started}
 
     def data(name: str, round: int) -> dict:
@@ -207,7 +215,7 @@ def job(config: Config) -> "lp.federation.Job":
         name="federated",
         state=state,
         client=client(config, recipe.around(lp.supervised(recipe.model, recipe.criterion))),
-        step=lp.descend(algorithm.round(lp.federation.received), recipe.optimizer),
+        step=step,
         clients=names,
         rounds=stream.steps(config.epochs),
         batches=lp.step.shapes(data(names[0], 0)),

@@ -148,6 +148,9 @@ def _mapped(function: Callable[[Any], Any], parts: Any) -> Any:
 
 
 def _averaged(name: str, total: Array, shards: int) -> Array:
+    if name.startswith("clients/"):
+        problem = f"{name!r} is what clients keep, of which virtual shards have no mean"
+        raise InputError(problem, "use an algorithm of which clients keep nothing, or no virtual shards")
     if not tree.is_floating(total):
         problem = f"the stats {name!r} are whole numbers, of which virtual shards have no mean"
         raise InputError(problem, "use bfloat16 rather than float16, whose loss scale counts steps")

@@ -97,6 +97,13 @@ def test_virtual_shards_make_rounds_the_same_bits():
         jax.tree.map(np.testing.assert_array_equal, end, ends[0])
 
 
+def test_virtual_shards_refuse_what_clients_keep():
+    begun = state(optax.sgd(1.0), clients=lambda params: federated.kept({"w": jnp.zeros(2)}, CLIENTS))
+    gradient = lp.sharded(federated.federated(client(optax.sgd(0.1))), 8)
+    with pytest.raises(lp.InputError, match="'clients/w' is what clients keep"):
+        jax.eval_shape(gradient, begun.params, begun.stats, cohort(), begun.key)
+
+
 def test_who_takes_no_part_moves_nothing():
     """The same as if it had not been asked, even if what it holds is not a number."""
     begun, batch = state(optax.sgd(0.1)), cohort()

@@ -10,7 +10,7 @@ from lepton_jax.federated import nova, scaffold
 from lepton_jax.federated import server as servers
 from lepton_jax.federated.local import Client, equal, local
 from lepton_jax.federated.proximal import proximal
-from lepton_jax.federated.rounds import CLIENTS, Combine, federated, kept
+from lepton_jax.federated.rounds import CLIENTS, kept
 from lepton_jax.federated.server import Rate
 from lepton_jax.step import descend
 from lepton_jax.types import GradFn, Params
@@ -98,8 +98,3 @@ def client(
 ) -> Client:
     """A client of the algorithm. around: what is put around local training, such as `compressed` updates."""
     return algorithm.client(around(local(descend(algorithm.gradient(gradient), optimizer), optimizer)))
-
-
-def round(algorithm: Algorithm, client: Client, combine: Combine | None = None, together: int | None = None) -> GradFn:
-    """A round of such clients as a pseudo-gradient, see `federated`."""
-    return algorithm.round(federated(client, combine, together))

@@ -16,7 +16,6 @@ from lepton_jax.data.prefetch import THREADS, ahead
 from lepton_jax.data.stream import number, steps
 from lepton_jax.errors import InputError
 from lepton_jax.federated.partition import Partition
-from lepton_jax.federated.rounds import OF_A_CLIENT
 from lepton_jax.federated.sampling import Availability, Sampling, numbers
 
 ALWAYS = Availability()
@@ -100,10 +99,7 @@ class Cohorts:
         mine = slice(process * len(clients) // processes, (process + 1) * len(clients) // processes)
         clients, there = clients[mine], there[mine]
         index, weight = map(np.stack, zip(*(self.local(client, round) for client in clients.tolist()), strict=True))
-        columns = gather(self.source, index.ravel())
-        columns = {name: x.reshape(*index.shape, *x.shape[1:]) for name, x in columns.items()}
-        weight = weight * columns.get("weight", np.float32(1)) * (there[:, None, None] > 0)
-        found = {**columns, "weight": weight.astype(np.float32), "index": index}
+        found = self._gathered(index, weight * (there[:, None, None] > 0))
         return {**found, "client": clients, "participation": there.astype(np.float32)}
 
     def local(self, client: int, round: int) -> tuple[Int[np.ndarray, "steps batch"], Float[np.ndarray, "steps batch"]]:
@@ -120,10 +116,9 @@ class Cohorts:
         return filled.reshape(-1, self.local_batch_size), weight.reshape(-1, self.local_batch_size)
 
     def of(self, client: int, round: int) -> dict[str, np.ndarray]:
-        """What one client has in a round, leaves [steps, batch, ...], as if it alone were asked."""
-        alone = (np.array([client], np.int32), np.ones(1, np.float32))
-        batch = replace(self, asked=lambda round: alone, cohort=1, availability=ALWAYS, shard=(0, 1)).batch(round)
-        return {name: x[0] for name, x in batch.items() if name not in OF_A_CLIENT}
+        """One client's batches in a round, leaves [steps, batch, ...]: what it has where it is a machine of its own."""
+        index, weight = self.local(client, round)
+        return self._gathered(index, weight)
 
     def held(self, client: int) -> Int[np.ndarray, " examples"]:
         """The examples of a client; for a number that fills a cohort up, some client's."""
@@ -132,6 +127,12 @@ class Cohorts:
     def batches(self, start: int, stop: int) -> Generator[dict[str, np.ndarray], None, None]:
         """`batch(start)` ... `batch(stop - 1)`, read ahead in a thread. Close it to stop early."""
         return ahead(self.batch, start, stop, min(THREADS, 2))
+
+    def _gathered(self, index: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
+        columns = gather(self.source, index.ravel())
+        columns = {name: x.reshape(*index.shape, *x.shape[1:]) for name, x in columns.items()}
+        weight = weight * columns.get("weight", np.float32(1))
+        return {**columns, "weight": weight.astype(np.float32), "index": index}
 
     def _steps(self, examples: int) -> int:
         return -(-self.local_epochs * examples // self.local_batch_size)

@@ -54,11 +54,7 @@ def gained(
     shares = weighed(held(cohorts.partition, labels, classes), shown["label"])
     common, own = np.asarray(right(params, stats)), []
     for number in range(cohorts.examples):
-        index, weight = cohorts.local(number, 0)
-        columns = gather(cohorts.source, index.ravel())
-        batches = {name: x.reshape(*index.shape, *x.shape[1:]) for name, x in columns.items()}
-        batches |= {"weight": weight * batches.get("weight", np.float32(1)), "index": index}
-        own.append(right(*tuned(params, stats, batches, keys.folded(key, number))))
+        own.append(right(*tuned(params, stats, cohorts.of(number, 0), keys.folded(key, number))))
     return Gain(shares @ common, np.sum(shares * np.stack(own), axis=1))
 
 

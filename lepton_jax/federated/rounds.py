@@ -66,13 +66,12 @@ def federated(client: Client, combine: Combine | None = None, together: int | No
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         cohort, batches = _parted(batch)
         shared = {name: entry for name, entry in stats.items() if name != CLIENTS}
-        own = jax.tree.map(lambda x: jnp.take(x, cohort[CLIENT], axis=0, mode="clip"), stats.get(CLIENTS, {}))
+        own = _rows(stats.get(CLIENTS, {}), cohort[CLIENT])
         parts = (own, cohort, batches)
         sent, (own, updates) = _over_devices(one, (params, shared, key), parts, together, apart=combine is not None)
         after = settled(shared, sent.moved, sent.update.weight)
         if CLIENTS in stats:
-            put = lambda all, new: all.at[cohort[CLIENT]].set(new, mode="drop")  # noqa: E731
-            after[CLIENTS] = jax.tree.map(put, stats[CLIENTS], own)
+            after[CLIENTS] = _put(stats[CLIENTS], cohort[CLIENT], own)
         return combine(*updates) if combine else sent.update, Aux(after, sent.metrics)
 
     return gradient
@@ -116,6 +115,14 @@ def rules(rules: Sequence[Rule] = ()) -> tuple[Rule, ...]:
 def kept(own: Any, clients: int) -> Any:
     """`stats["clients"]` before the first round: a row of `own` for each client."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), own)
+
+
+def _rows(kept: Any, numbers: Array) -> Any:
+    return jax.tree.map(lambda x: jnp.take(x, numbers, axis=0, mode="clip"), kept)
+
+
+def _put(kept: Any, numbers: Array, rows: Any) -> Any:
+    return jax.tree.map(lambda x, new: x.at[numbers].set(new, mode="drop"), kept, rows)
 
 
 def _parted(batch: Batch) -> tuple[dict[str, Array], dict[str, Any]]:
