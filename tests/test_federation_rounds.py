@@ -93,7 +93,7 @@ def test_rounds_over_a_transport_are_those_of_the_simulation():
     assert lp.tree.distance(state.params, expected.params) < 1e-6
     assert lp.tree.distance(state.opt_state, expected.opt_state) < 1e-6
     assert int(state.step) == len(saved) == 3
-    assert [participant.rounds for participant in participants] == [3, 3, 3]
+    assert [participant.rounds for participant in participants] == [{0, 1, 2}] * 3
     assert all(event["clients"] == ["n0", "n1", "n2"] for event in events.of("closed"))
     assert not events.of("refused")
 
@@ -150,6 +150,23 @@ def test_a_client_that_dies_in_mid_round_is_left_out(secure, instead):
     assert all(event["seconds"] < terms.deadline for event in events.of("closed"))
     expected = simulated(CONFIG, 3, members=lambda number: [0, 2] if number else first)
     assert lp.tree.distance(state.params, expected.params) < 1e-6
+
+
+def test_a_client_that_is_alive_and_too_slow_is_left_out_at_the_deadline():
+    def change(the_job):
+        def data(name, number):
+            if (name, number) == ("n1", 1):
+                time.sleep(4.5)
+            return the_job.data(name, number)
+
+        return the_job._replace(data=data)
+
+    _, events, *_ = run(TERMS._replace(deadline=3), config=dataclasses.replace(CONFIG, rounds=4), change=change)
+    slow = next(event for event in events.of("closed") if event["round"] == 1)
+    assert slow["clients"] == ["n0", "n2"]
+    assert 3 <= slow["seconds"] < 4.5
+    assert events.of("closed")[-1]["clients"] == ["n0", "n1", "n2"]
+    assert not events.of("lost")
 
 
 def test_a_secure_sum_is_the_plain_one_and_no_update_is_seen(monkeypatch):

@@ -89,16 +89,21 @@ def held(
     coordinating: Coordinator, checkpoints: checkpoint.Checkpoints, begun: Begun, directory: pathlib.Path
 ) -> Mapping[str, float]:
     """Round after round, each saved: the last one's metrics. Raises PreemptedError where asked to stop."""
-    last = begun.metrics
+    last, committed = begun.metrics, None
 
     def save(state: TrainState, lost: list[str], metrics: Mapping[str, float]) -> None:
         nonlocal last
         last = metrics
         checkpoints.save(state, {"lost": lost, "metrics": dict(metrics)}, metrics)
-        if (step := checkpoints.committed()) is not None:
-            progress.reporter().committed(step)
 
-    if coordinating.run(save, preemption.is_asked):
+    def leave(number: int) -> bool:
+        nonlocal committed
+        if (step := checkpoints.committed()) not in (None, committed):
+            committed = step
+            progress.reporter().committed(step)
+        return preemption.is_asked(number)
+
+    if coordinating.run(save, leave):
         return last
     checkpoints.close()
     number = int(coordinating.state.step)
@@ -134,8 +139,8 @@ def join(
         participant = Participant(job_, name, transport, steps)
         say(f"joining    {host}:{port} as {name}")
         participant.run()
-    say(f"done       {name} took part in {participant.rounds} of {job_.rounds} rounds")
-    return participant.rounds
+    say(f"done       {name} took part in {len(participant.rounds)} of {job_.rounds} rounds")
+    return len(participant.rounds)
 
 
 def require_one_device(config: Config) -> None:

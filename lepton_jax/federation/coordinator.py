@@ -179,6 +179,7 @@ class Coordinator:
         """The next round, once there are clients for it; None where it is time to leave."""
         since = time.monotonic()
         while not leave(number):
+            progress.reporter().enter("start")  # for a supervisor: waiting is no stall
             with self._changed:
                 now = time.monotonic()
                 self._note_lost(now)
@@ -234,6 +235,7 @@ class Coordinator:
     def _closed(self, round_: Round, leave: Callable[[int], bool]) -> bool:
         """Wait for the end of the round; False where it is time to leave before."""
         while True:
+            progress.reporter().enter("step")
             with self._changed:
                 self._note_lost(time.monotonic())
                 self._advance(round_)

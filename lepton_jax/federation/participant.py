@@ -43,7 +43,7 @@ class Participant:
         self._hello = {"job": job.fingerprint(job_, like), "steps": steps}
         begun = jax.jit(lambda: job_.own(job_.state().params))()
         self._own: dict[int, Any] = {0: begun}  # what it keeps, as of before the round
-        self.rounds = 0  # in which its update was taken
+        self.rounds: set[int] = set()  # in which its update was taken
 
     def run(self) -> None:
         """Take part until all rounds are done. Raises InputError where the coordinator will not have this client."""
@@ -73,7 +73,7 @@ class Participant:
         else:
             own = self._hidden(task, pool)
         self._keep(head["round"], own)
-        self.rounds += 1
+        self.rounds.add(head["round"])
 
     def _hidden(self, task: Frame, pool: concurrent.futures.Executor) -> Any:
         """The same as it is done in `masks`: what it keeps."""
