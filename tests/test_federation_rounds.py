@@ -15,7 +15,7 @@ import lepton_jax as lp
 from experiments import federated as experiment
 from lepton_jax import federated, federation
 from lepton_jax.errors import InputError
-from lepton_jax.federation import coordinator, frames, job, wire
+from lepton_jax.federation import commands, coordinator, frames, job, wire
 from lepton_jax.federation.frames import Frame, Kind
 from tests import federated_job
 
@@ -355,6 +355,17 @@ def test_a_refused_client_ends_with_the_reason():
     other = federated_job.job(dataclasses.replace(CONFIG, rounds=9))
     with pytest.raises(InputError, match="the coordinator refuses n0: it has another job"):
         federation.Participant(other, "n0", federation.InProcess(case.made.answer, "n0")).run()
+
+
+def test_flags_that_decide_the_run_are_agreed_on_and_others_are_not():
+    prints = {}
+    for name, value in (("seed", 0), ("learning_rate", 0.2), ("seed", 1), ("data_dir", "elsewhere"), ("keep", 9)):
+        config = dataclasses.replace(CONFIG, **{name: value})
+        the_job = commands.agreed(federated_job.job(config), config)
+        prints[name, value] = job.fingerprint(the_job, the_job.state())
+    first, rate, seed, *neutral = prints.values()
+    assert len({first, rate, seed}) == 3
+    assert set(neutral) == {first}
 
 
 def test_refusals_do_not_fill_the_disk():

@@ -37,6 +37,7 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
     It gets config.json, checkpoints/ (a step for each round), events.jsonl, result.json and weights.safetensors. Raises
     InputError, and PreemptedError where asked to stop: the same command goes on.
     """
+    job_ = agreed(job_, config)
     job.check(job_)
     terms.check(len(job_.clients))
     require_one_device(config)
@@ -60,6 +61,12 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
             ended = held(coordinating, checkpoints, begun, directory)
         finish(directory, job_, coordinating.state, ended, config)
     return directory
+
+
+def agreed(job_: Job, config: Config) -> Job:
+    """The job with the flags that decide its trajectory, for both sides to agree on."""
+    flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in runs.NEUTRAL}
+    return job_._replace(flags=runs.strict(flags))
 
 
 def opened(job_: Job, config: Config, terms: Terms, state: TrainState) -> pathlib.Path:
@@ -130,6 +137,7 @@ def join(
     steps: local steps of a round that this machine can do; None for all. patience: seconds for which the coordinator
     may be away. Raises InputError, and UnreachableError where it is away for longer.
     """
+    job_ = agreed(job_, config)
     job.check(job_)
     require_one_device(config)
     if not 0 < patience < 1e9:

@@ -27,7 +27,7 @@ class Job(NamedTuple):
     client's in a round, as shapes, [steps, batch, ...]. data: (client's name, round) -> its batches; called on that
     client alone. own: what a client keeps before its first round (`stats["client"]`), of the parameters before it.
     combine: how updates become one, where they are not just added up. evaluate: what the coordinator measures at the
-    end, by name.
+    end, by name. flags: what else coordinator and clients have to agree on.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Job(NamedTuple):
     own: Callable[[Params], Any] = lambda params: {}
     combine: Combine | None = None
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+    flags: Mapping[str, Any] = {}  # noqa: RUF012  nobody writes to it
 
 
 def check(job: Job) -> None:
@@ -91,7 +92,7 @@ def folded(job: Job, answers: list[Sent]) -> Sent:
 def fingerprint(job: Job, state: TrainState) -> str:
     """What coordinator and clients have to agree on, as a short text."""
     shapes = [digests.described(tree) for tree in (state.params, state.stats, sent_like(job, state))]
-    said = json.dumps([job.name, job.rounds, job.clients, *shapes], sort_keys=True)
+    said = json.dumps([job.name, job.rounds, job.clients, *shapes, dict(job.flags)], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
