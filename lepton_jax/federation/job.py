@@ -41,7 +41,7 @@ class Job(NamedTuple):
     own: Callable[[Params], Any] = lambda params: {}
     combine: Combine | None = None
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
-    flags: Mapping[str, Any] = {}  # noqa: RUF012  nobody writes to it
+    flags: Mapping[str, Any] = {}
 
 
 def check(job: Job) -> None:
