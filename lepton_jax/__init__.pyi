@@ -10,6 +10,8 @@ from . import decay as decay
 from . import errors as errors
 from . import evaluate as evaluate
 from . import experiment as experiment
+from . import federated as federated
+from . import federation as federation
 from . import finder as finder
 from . import finished as finished
 from . import gradients as gradients

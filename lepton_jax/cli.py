@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import io
 import itertools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lepton_jax import preemption, processes, progress, several
@@ -83,14 +84,18 @@ def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> 
     if "--debug" not in sys.argv:
         # what a library's thread could not raise is behind an error that is shown, or behind none
         sys.unraisablehook = lambda _: None
+    if code := ended(lambda: outcome(main, config, presets, sys.argv[1:])):
+        leave(code)
+
+
+def ended(action: Callable[[], int]) -> int:
+    """The exit code that an action gives; of an error that nobody expected, which is shown, Exit.INTERNAL."""
     try:
-        code = outcome(main, config, presets, sys.argv[1:])
+        return action()
     except Exception as error:
         # shown as Python would, but left at once: a process of several would wait 300 s for its peers to end as well
         traceback.print_exc()
-        code = error.code if isinstance(error, InputError) else Exit.INTERNAL
-    if code:
-        leave(code)
+        return error.code if isinstance(error, InputError) else Exit.INTERNAL
 
 
 def outcome(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C], arguments: list[str]) -> int:
@@ -138,6 +143,19 @@ def _binding(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
         return functools.partial(function, *args, **kwargs)
 
     return bind
+
+
+def imported(name: str, parts: Sequence[str]) -> Any:
+    """The module of an experiment that has these parts. Raises InputError for a module that is none."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            raise InputError(f"there is no module {name}", "name an experiment, as in experiments.resnet") from None
+        raise
+    if missing := [part for part in parts if not hasattr(module, part)]:
+        raise InputError(f"{name} is no experiment: it has no {missing[0]}", "name one, as in experiments.resnet")
+    return module
 
 
 def guarded(action: Callable[[], Any], debug: bool = False) -> int:

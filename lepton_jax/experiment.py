@@ -241,7 +241,7 @@ def result(
         "experiment": recipe.name,
         "status": "complete",
         "steps": stopped["step"],
-        "examples": stopped["step"] * config.batch_size,
+        "examples": stopped["step"] * recipe.stream.batch_size,
         "stopped": dict(stopped),
         "selected": dict(choice),
         "metrics": dict(measured),

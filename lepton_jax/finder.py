@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from lepton_jax import mesh as meshes
 from lepton_jax import report, rows, runs, schedules
 from lepton_jax import step as steps_
-from lepton_jax.data import Stream
+from lepton_jax.data import Batches
 from lepton_jax.errors import InputError
 from lepton_jax.types import Rule, Step, TrainState
 
@@ -48,7 +48,7 @@ class Sweep:
 def sweep(
     step: Step,
     state: TrainState,
-    stream: Stream,
+    stream: Batches,
     mesh: Mesh,
     schedule: schedules.Schedule,
     steps: int,

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from lepton_jax import keys, tree
+from lepton_jax import convolutions, keys, tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Aux, Batch, GradFn, Loss, Mean
+
+convolutions.in_order_on_cpus()
 
 
 def plain(loss: Loss) -> GradFn:
@@ -143,11 +145,14 @@ def _mapped(function: Callable[[Any], Any], parts: Any) -> Any:
         result = function(jax.tree.map(lambda x: x[number], parts))
         return jax.tree.map(lambda all, one: all.at[number].set(one), results, result)
 
-    rounds = count + jnp.minimum(parts["index"][0, 0], 0)  # the index of an example is never negative
+    rounds = count + jnp.minimum(parts["index"].ravel()[0], 0)  # the index of an example is never negative
     return jax.tree.map(lambda x: x[:count], jax.lax.fori_loop(0, rounds, compute, empty))
 
 
 def _averaged(name: str, total: Array, shards: int) -> Array:
+    if name.startswith("clients/"):
+        problem = f"{name!r} is what clients keep, of which virtual shards have no mean"
+        raise InputError(problem, "use an algorithm of which clients keep nothing, or no virtual shards")
     if not tree.is_floating(total):
         problem = f"the stats {name!r} are whole numbers, of which virtual shards have no mean"
         raise InputError(problem, "use bfloat16 rather than float16, whose loss scale counts steps")

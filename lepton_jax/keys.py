@@ -40,8 +40,8 @@ def size(batch: Batch) -> int:
     return jax.tree.leaves(dict(batch))[0].shape[0]
 
 
-def index(batch: Batch) -> Int[Array, " batch"]:
-    """The global index of each example; its position in the batch where the batch does not say."""
+def index(batch: Batch) -> Int[Array, "batch ..."]:
+    """The global index of each example (of a cohort's, [clients, steps, batch]); its position where none is given."""
     given = batch.get("index")
     return jnp.arange(size(batch)) if given is None else given
 

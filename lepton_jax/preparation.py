@@ -24,9 +24,11 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
 
     All that a step refuses it refuses here, before any file is written.
     """
-    steps.check_batch(config.batch_size, config.parts, mesh)
+    size, classes = recipe.stream.batch_size, len(recipe.dataset.classes)
+    steps.check_batch(size, config.parts, mesh)
     batch, key = steps.shapes(recipe.stream.batch(0)), keys.seeded(config.seed)
-    inputs, classes = batch["input"], len(recipe.dataset.classes)
+    one = data.gather(recipe.stream.source, [0])["input"]
+    inputs = jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
     with jax.set_mesh(mesh), accepting(inputs):
         state = steps.initial(recipe.model, recipe.optimizer, key, inputs, **recipe.stats)
         variables = {"params": state.params, **state.stats.get("model", {})}

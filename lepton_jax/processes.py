@@ -80,11 +80,11 @@ def _complete(given: Mapping[str, Setting], environment: Mapping[str, str]) -> M
     if process_id >= processes:
         problem = f"{given['process_id']} and {given['processes']} contradict each other"
         raise InputError(problem, f"ids of {processes} process(es) go from 0 to {processes - 1}")
-    coordinator = _address(given["coordinator"])
+    coordinator = address(given["coordinator"])
     if coordinator.rsplit(":", 1)[0] in WILDCARDS:
         problem = f"{given['coordinator']} stands for every address, and names no machine"
         raise InputError(problem, f"name the machine of process 0; {BIND} is the address that it listens on")
-    bind = _address(Setting(BIND, environment[BIND])) if environment.get(BIND) else coordinator
+    bind = address(Setting(BIND, environment[BIND])) if environment.get(BIND) else coordinator
     return Membership(coordinator, process_id, processes, bind)
 
 
@@ -96,7 +96,8 @@ def _count(setting: Setting | None, least: int) -> int:
     return int(setting.value)
 
 
-def _address(setting: Setting) -> str:
+def address(setting: Setting) -> str:
+    """HOST:PORT as it was given. Raises InputError for anything else."""
     found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", setting.value)
     if not found or not 0 < int(found[2]) < 2**16:
         raise InputError(f"{setting} is not HOST:PORT", "write it as 127.0.0.1:8476, node1:8476, or [::1]:8476")

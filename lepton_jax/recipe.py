@@ -25,7 +25,7 @@ class Recipe:
 
     name: str
     dataset: data.Dataset
-    stream: data.Stream
+    stream: data.Batches
     model: Model
     criterion: Criterion
     optimizer: optax.GradientTransformation
@@ -73,7 +73,7 @@ def step(config: Config, loss: Loss, optimizer: optax.GradientTransformation) ->
     return update, stats
 
 
-def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, optax.GradientTransformation]:
+def optimization(config: Config, stream: data.Batches) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule and the optimizer that the flags name; the finder's sweep for --find-learning-rate.
 
     Raises InputError.
@@ -94,7 +94,7 @@ def optimization(config: Config, stream: data.Stream) -> tuple[optax.Schedule, o
     return schedule, optimizer
 
 
-def scheduled(config: Config, stream: data.Stream) -> optax.Schedule:
+def scheduled(config: Config, stream: data.Batches) -> optax.Schedule:
     """The schedule that the flags name. Raises InputError."""
     options = {name: getattr(config, name) for name in TAKEN_BY if getattr(config, name) is not None}
     for name in options:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from lepton_jax import agreement, runs
 from lepton_jax.checkpoint import Checkpoints
-from lepton_jax.data import Stream
+from lepton_jax.data import Batches
 from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.report import Reporter
 from lepton_jax.rows import Diverged, Recovered, read
@@ -47,7 +47,7 @@ def last_loss(directory: pathlib.Path) -> float:
 def recovering(
     directory: pathlib.Path,
     checkpoints: Checkpoints,
-    stream: Stream,
+    stream: Batches,
     first: Callable[[], TrainState],
     mesh: Mesh,
     rules: tuple[Rule, ...],

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.data import Stream
+from lepton_jax.data import Batches
 from lepton_jax.report import Reporter
 from lepton_jax.types import Batch, Step, TrainState
 
@@ -45,7 +45,7 @@ Window = Sequence[Seen]  # the steps of a row
 class Recovered(NamedTuple):
     """What a run goes on with: batches, state, the steps of the row that had begun there, and the loss of the last."""
 
-    stream: Stream
+    stream: Batches
     state: TrainState
     begun: Window
     last: float

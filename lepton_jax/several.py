@@ -10,6 +10,7 @@ import pathlib
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from lepton_jax import runs
@@ -19,6 +20,9 @@ from lepton_jax.errors import InputError
 C = TypeVar("C", bound=Config)
 
 SHOWN = {"accuracy": "accuracy", "recall_macro": "recall", "f1_macro": "f1", "auc": "auc", "loss": "loss"}
+WHOLE: ContextVar[pathlib.Path | None] = ContextVar(
+    "the directory of the command that makes several runs", default=None
+)
 OURS = re.compile(rf"seed-\d+|result\.json(\.part)?|{runs.LAUNCH}")
 
 
@@ -46,6 +50,40 @@ def run(main: Callable[[C], Any], config: C, experiment: str) -> dict[str, Any] 
         runs.write(directory / "result.json", record)
     print(told(record, directory), flush=True)
     return record
+
+
+def variants(main: Callable[[C], Any], configs: Mapping[str, C], directory: pathlib.Path, chosen: str) -> None:
+    """Call `main` for configurations that differ, each with a run directory of its own, and lay the runs side by side.
+
+    The directory gets comparison.html, and a result.json with the metrics of `chosen` under their own names and those
+    of the others as NAME/METRIC. The same command resumes. Raises InputError for a directory of something else.
+    """
+    ours = {*configs, "result.json", "comparison.html"}
+    if directory.exists() and not (directory.is_dir() and {path.name for path in directory.iterdir()} <= ours):
+        problem = f"--run {directory} exists and does not hold {', '.join(configs)} alone"
+        raise InputError(problem, "name a new or empty directory")
+    records = {}
+    for name, config in configs.items():
+        print(f"run        {name}", flush=True)
+        token = WHOLE.set(directory)
+        try:
+            main(dataclasses.replace(config, run=str(directory / name)))
+        finally:
+            WHOLE.reset(token)
+        records[name] = json.loads((directory / name / "result.json").read_text(encoding="utf-8"))
+    from lepton_jax.report import comparison, printed, side_by_side
+
+    found = comparison.read([directory / name for name in configs])
+    others = {f"{n}/{m}": value for n, r in records.items() if n != chosen for m, value in r["metrics"].items()}
+    seconds = round(sum(record["seconds"] for record in records.values()), 3)
+    with runs.writing(directory):
+        runs.replace(directory / "comparison.html", side_by_side.render(found, directory))
+        runs.write(
+            directory / "result.json",
+            {**records[chosen], "metrics": {**records[chosen]["metrics"], **others}, "seconds": seconds},
+        )
+    printed.show(found)
+    print(f"\npage       {directory / 'comparison.html'}", flush=True)
 
 
 def check(directory: pathlib.Path) -> None:

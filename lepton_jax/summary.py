@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import data, evaluate, report, tree
+from lepton_jax import data, evaluate, report, several, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.cli import Config
 from lepton_jax.recipe import Recipe
@@ -24,13 +24,14 @@ def facts(recipe: Recipe, config: Config, mesh: Mesh, state: TrainState) -> dict
     kind = mesh.devices.flat[0].device_kind
     named = f"{mesh.size}{' x' if mesh.size > 1 else ''} {'CPU' if kind == 'cpu' else kind}"
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    per_device = config.batch_size // meshes.batch_shards(mesh)
+    size = recipe.stream.batch_size
+    per_device = size // meshes.batch_shards(mesh)
     microbatches = f", in {config.parts} microbatches" if config.parts > 1 else ""
     found = recipe.dataset
     return {
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "devices": f"{mesh.size} simulated, all on this machine's CPU" if meshes.is_simulated(mesh) else named,
-        "mesh": f"{axes}; a batch of {config.batch_size:,} is {per_device:,} per device{microbatches}",
+        "mesh": f"{axes}; a batch of {size:,} is {per_device:,} per device{microbatches}",
         "data": f"{found.name}: {len(found.train):,} train, {len(found.test):,} test, {len(found.classes):,} classes",
         "model": f"{tree.count(state.params):,} parameters, {config.precision}",
         **skipped(found),
@@ -117,8 +118,12 @@ def per_class(names: tuple[str, ...], evaluation: evaluate.Evaluation) -> list[s
 
 
 def command(recipe: Recipe, directory: pathlib.Path | None, seed: int) -> str:
-    """The command that was given, writing to another run directory, or to a new one; of several seeds, this one's."""
+    """The command that was given, writing to another run directory, or to a new one; of several seeds, this one's.
+
+    Of several runs that differ in more, it makes them all.
+    """
     given, dropped = sys.argv[1:], ["--run"]
+    directory = several.WHOLE.get() or directory
     if any(flag.split("=")[0] == "--seeds" for flag in given):
         dropped += ["--seeds", "--seed"]
     flags = [

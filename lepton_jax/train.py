@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from lepton_jax import mesh as meshes
 from lepton_jax import step as steps_
-from lepton_jax.data import Stream
+from lepton_jax.data import Batches
 from lepton_jax.errors import InputError, PreemptedError
 from lepton_jax.report import Reporter
 from lepton_jax.rows import Diverged, Log, Recovered, Seen, Window, packed
@@ -51,7 +51,7 @@ class Job:
     """A run as a value: what to do, on what, for how long, and when to look."""
 
     step: Step
-    stream: Stream
+    stream: Batches
     mesh: Mesh
     steps: int
     rules: tuple[Rule, ...] = ()

@@ -61,6 +61,18 @@ def diloco() -> optax.GradientTransformation:
     return optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 
+def federated(loss: Loss) -> GradFn:
+    """Each example a client of its own, who makes one step of SGD(1.0)."""
+    sgd = optax.sgd(1.0)
+    gradient = lp.federated.federated(lp.federated.local(lp.descend(lp.plain(loss), sgd), sgd))
+
+    def of_examples(params: Any, stats: Any, batch: Any, key: Any) -> Any:
+        columns = {name: x[:, None, None] for name, x in {**batch, "index": keys.index(batch)}.items()}
+        return gradient(params, stats, {**columns, "client": keys.index(batch)}, key)
+
+    return of_examples
+
+
 TECHNIQUES = {
     "plain": Technique(),
     "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
@@ -78,6 +90,7 @@ TECHNIQUES = {
         around=lambda gradient: lp.compress.compressed(gradient, pruned()),
         stats=lambda: {"compress": lambda params: pruned().init(params)[1]},
     ),
+    "federated": Technique(gradient=federated),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "apart": Technique(
         step=lambda step: lp.replicas.apart(step, diloco(), 2, every=3),

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lepton_jax"
 
 FLOORS = [
-    {"types", "tree", "keys", "errors", "files", "timing"},
+    {"types", "tree", "keys", "errors", "files", "timing", "convolutions"},
     {
         "models",
         "weights",
@@ -60,6 +60,7 @@ FLOORS = [
         "serve",
         "launch",
         "plan",
+        "federation",
     },
     {"__main__"},
 ]

@@ -7,12 +7,13 @@ from lepton_jax.data.labeling import labels
 from lepton_jax.data.mixing import Mixture, mixture
 from lepton_jax.data.sources import Arrays, Dataset, Source, as_source, gather
 from lepton_jax.data.splits import Subset, split
-from lepton_jax.data.stream import Stream, evaluation_batches
+from lepton_jax.data.stream import Batches, Stream, evaluation_batches
 from lepton_jax.data.summary import fingerprint, statistics
 from lepton_jax.data.weighting import class_weights, weighted
 
 __all__ = [
     "Arrays",
+    "Batches",
     "Dataset",
     "Mixture",
     "NAMES",

@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Collection, Generator
 from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -29,6 +30,54 @@ def permutation(examples: int, seed: int, epoch: int) -> Int[np.ndarray, " examp
     """
     numbers = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
     return np.argsort(numbers, kind="stable").astype(np.int32)
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What a run trains on: a batch for each step, a pure function of the seed and its number. `Stream` is one.
+
+    source: where examples come from. batch_size and examples: a batch has so many of so many; in a federated run
+    these are clients.
+    """
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def examples(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def steps(self, epochs: int | float) -> int: ...
+
+    def part(self, process: int, processes: int) -> "Batches": ...
+
+    def without(self, numbers: Collection[int]) -> "Batches": ...
+
+    def number(self, step: int) -> int: ...
+
+    def batch(self, step: int) -> dict[str, Any]: ...
+
+    def batches(self, start: int, stop: int) -> Generator[dict[str, Any], None, None]: ...
+
+
+def steps(epochs: int | float, examples: int, batch_size: int) -> int:
+    """The steps that `epochs` take: ceil(epochs * examples / batch_size), not epochs * steps of an epoch."""
+    return math.ceil(Fraction(epochs).limit_denominator(10**6) * examples / batch_size)
+
+
+def number(step: int, skipped: Collection[int]) -> int:
+    """Which batch a step has: the step's own number, but for those that are skipped, in rising order."""
+    for one in skipped:
+        step += one <= step
+    return step
 
 
 class Stream:
@@ -71,7 +120,7 @@ class Stream:
 
     def steps(self, epochs: int | float) -> int:
         """The steps that `epochs` take: ceil(epochs * N / batch_size), not epochs * steps_per_epoch."""
-        return math.ceil(Fraction(epochs).limit_denominator(10**6) * self.examples / self.batch_size)
+        return steps(epochs, self.examples, self.batch_size)
 
     def part(self, process: int, processes: int) -> "Stream":
         """The same batches, of each the rows that one of so many processes holds."""
@@ -85,9 +134,7 @@ class Stream:
 
     def number(self, step: int) -> int:
         """Which batch a step has: the step's own number, but for those that are skipped."""
-        for skipped in self.skipped:
-            step += skipped <= step
-        return step
+        return number(step, self.skipped)
 
     def indices(self, step: int) -> Int[np.ndarray, " rows"]:
         """The examples of a step, as positions in the source."""

@@ -5,7 +5,6 @@ python -m lepton_jax.plan experiments.resnet --preset imagenet --input 224x224x3
 """
 
 import dataclasses
-import importlib
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--devices {request.devices} is not positive", "give the number of devices")
     accelerator = errors.named("accelerator", request.accelerator, ACCELERATORS)
     memory = accelerator.memory if request.memory is None else nbytes(request.memory)
-    module = imported(request.experiment)
+    module = cli.imported(request.experiment, ("Config", "PRESETS", "compose"))
     config = configured(module, request, [other for other in others if other != "--"])
     devices = f"{request.devices} x {accelerator.name}"
     print(f"planning   {request.experiment} on {devices}, a batch of {config.batch_size:,}", flush=True)
@@ -62,19 +61,6 @@ def main(arguments: list[str]) -> None:
     recipe = module.compose(config)
     with preparation.accepting(work.shapes(recipe, config)["input"]):
         show(recipe, config, request.devices, memory, accelerator)
-
-
-def imported(name: str) -> Any:
-    """The experiment's module. Raises InputError for a module that is none."""
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
-            raise InputError(f"there is no module {name}", "name an experiment, as in experiments.resnet") from None
-        raise
-    if missing := [part for part in ("Config", "PRESETS", "compose") if not hasattr(module, part)]:
-        raise InputError(f"{name} is no experiment: it has no {missing[0]}", "name one, as in experiments.resnet")
-    return module
 
 
 def configured(module: Any, request: Request, flags: list[str]) -> Config:

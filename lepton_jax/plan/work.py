@@ -29,7 +29,12 @@ def of_recipe(composed: Recipe, config: Config) -> Work:
 
 
 def shapes(composed: Recipe, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the recipe's stream as shapes, of which one example is read."""
+    """A batch of the recipe's stream as shapes, of which one example is read. Raises InputError for cohorts."""
+    if not isinstance(composed.stream, data.Stream):
+        problem = f"experiments.{composed.name} trains on cohorts of clients, and these cannot be planned"
+        raise InputError(
+            problem, "plan the same model on all data: --algorithm centralized; or give --mesh and all else"
+        )
     one = {**data.gather(composed.stream.source, [0]), "index": np.zeros(1, np.int32)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *column.shape[1:]), column.dtype) for name, column in one.items()

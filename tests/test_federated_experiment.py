@@ -1,0 +1,142 @@
+"""The recipe: on every mesh, killed and resumed, side by side; what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import federated
+from lepton_jax import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+TIMED = ("train/examples_per_second", "train/input_idle")
+
+
+def outcome(*flags: str) -> int:
+    return cli.outcome(federated.main, federated.Config, federated.PRESETS, ["--preset", "smoke", *flags])
+
+
+def rows(directory: pathlib.Path) -> list[dict]:
+    """metrics.jsonl without what a clock has measured."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in lines]
+
+
+@pytest.mark.parametrize("preset", sorted(federated.PRESETS))
+def test_every_preset_can_work(preset):
+    federated.PRESETS[preset].check()
+    federated.require(federated.PRESETS[preset])
+
+
+def test_the_same_run_on_every_mesh_to_the_last_bit(tmp_path):
+    flags = ("--bitwise", "8", "--batch-size", "16", "--epochs", "1.5", "--dropout", "0.2", "--algorithm", "fedadam")
+    found = []
+    for axes in ("1x1", "8x1"):
+        assert outcome(*flags, "--mesh", axes, "--run", str(tmp_path / axes)) == 0
+        found.append((rows(tmp_path / axes), json.loads((tmp_path / axes / "result.json").read_text())["metrics"]))
+    assert found[0][1]["test/accuracy"] > 0.2
+    assert found[0] == found[1]
+
+
+def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
+    flags = ("--algorithm", "scaffold", "--update", "int8", "--partition", "shards:2", "--personalize", "--ema", "0.5")
+    assert outcome(*flags, "--mesh", "4x1", "--run", str(tmp_path / "run")) == 0
+    said = capsys.readouterr().out
+    assert (tmp_path / "run" / "clients.png").stat().st_size > 1000
+    personal = json.loads((tmp_path / "run" / "personal.json").read_text())
+    assert len(personal["before"]) == len(personal["after"]) == 20
+    assert np.mean(personal["after"]) > np.mean(personal["before"])
+    assert "personal   " in said
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["steps"] == 3
+    assert np.isfinite(record["metrics"]["test/loss"])
+
+
+FLAGS = ("--preset", "smoke", "--algorithm", "scaffold", "--update", "sign", "--epochs", "12", "--dropout", "0.1")
+
+
+def begun(directory: pathlib.Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "experiments.federated", *FLAGS, "--mesh", "2x1", "--run", str(directory)]
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "2"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_killed_and_run_again_it_goes_on_bit_for_bit(tmp_path):
+    """Server and clients' variates, what clients still owe, cohorts and dropouts: all of it."""
+    process, journal = begun(tmp_path / "killed"), tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") >= 8):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    process = begun(tmp_path / "killed")
+    out, err = process.communicate(timeout=180)
+    assert (process.returncode, err) == (0, ""), out
+    assert outcome(*FLAGS[2:], "--mesh", "2x1", "--run", str(tmp_path / "whole")) == 0
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "whole")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["steps"] == 30
+
+
+def test_side_by_side(tmp_path, capsys):
+    flags = ("--compare", "--mesh", "1x1", "--run", str(tmp_path / "all"))
+    assert outcome(*flags) == 0
+    record = json.loads((tmp_path / "all" / "result.json").read_text())
+    names = ("test/accuracy", "iid/test/accuracy", "centralized/test/accuracy")
+    assert all(0 < record["metrics"][name] < 1 for name in names)
+    page = (tmp_path / "all" / "comparison.html").read_text()
+    assert "dirichlet:0.1" in page
+    said = capsys.readouterr().out
+    assert f"--run {tmp_path / 'all'}\n" in said  # the whole command, and not one of its runs
+    assert outcome(*flags) == 0  # shows it again
+    (tmp_path / "all" / "stranger").touch()
+    assert outcome(*flags) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--algorithm", "fedavgg"), "unknown algorithm 'fedavgg'"),
+        (("--partition", "dirichlet:0"), "concentration 0.0 of the Dirichlet"),
+        (("--partition", "diriclet:1"), "unknown partition 'diriclet'"),
+        (("--clients", "5"), "a cohort of 8 is more than the 5 clients"),
+        (("--clients", "1500"), "1437 examples are too few for 1500 clients"),
+        (("--cohort", "0"), "a cohort of 0"),
+        (("--cohort", "6", "--mesh", "4x1"), "a batch of 6 does not divide over the mesh"),
+        (("--local-epochs", "0"), "a local number of epochs of 0"),
+        (("--quorum", "1.5"), "a quorum of 1.5"),
+        (("--dropout", "-1"), "a dropout of -1.0"),
+        (("--deadline", "0"), "a deadline of 0.0"),
+        (("--combine", "krum"), "'krum' does not say"),
+        (("--combine", "krum:3"), "a cohort of 8 is too small"),
+        (("--combine", "meen"), "unknown way to combine updates 'meen'"),
+        (("--update", "int9"), "unknown form of updates 'int9'"),
+        (("--client-clip", "0"), "norm 0.0"),
+        (("--algorithm", "scaffold", "--momentum", "0.9"), "plain SGD"),
+        (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
+        (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),
+        (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),
+        (("--find-learning-rate",), "--find-learning-rate has no meaning"),
+        (("--server-learning-rate", "0"), "0.0"),
+    ],
+)
+def test_a_recipe_refuses(flags, problem, tmp_path, capsys):
+    mesh = () if "--mesh" in flags else ("--mesh", "1x1")
+    assert outcome("--batch-size", "16", *flags, *mesh, "--run", str(tmp_path / "run")) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert problem in lines[0]
+    assert not (tmp_path / "run").exists()
