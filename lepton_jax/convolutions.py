@@ -4,10 +4,13 @@ Its fast kernels take one order of dimensions: images [batch, ..., features], ke
 into it only in the entry of a program (`ConvCanonicalization`; jax 0.10.2 and 0.12.0). In a loop it leaves the gradient
 of a kernel, whose dimensions are in another order, to a loop over single numbers, ten to eighty times slower: there go
 microbatches, virtual shards, replicas and federated clients. So the order is changed before XLA sees it.
+
+It is JAX's own rule for the whole process that is replaced, so that is not done by an import, but where the first step
+is compiled (`step.lower`).
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ from jax.interpreters import mlir
 from jax.lax import ConvDimensionNumbers
 
 
+@cache
 def in_order_on_cpus() -> None:
     """Have JAX lower convolutions of real numbers for CPUs in that order, from now on and in all of the process."""
     mlir.register_lowering(conv_general_dilated_p, _lowered, platform="cpu")

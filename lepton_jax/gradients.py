@@ -9,11 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from lepton_jax import convolutions, keys, tree
+from lepton_jax import keys, tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Aux, Batch, GradFn, Loss, Mean
-
-convolutions.in_order_on_cpus()
 
 
 def plain(loss: Loss) -> GradFn:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax import gradients  # noqa: F401  with it all gradients come in that order
+from lepton_jax import convolutions
+
+convolutions.in_order_on_cpus()  # as the first step that is compiled does
 
 CASES = {
     "plain": {},
