@@ -50,7 +50,7 @@ class Serve:
     listen: str = ADDRESS
     """HOST:PORT to listen on, and on no other."""
     quorum: int | None = None
-    """Clients without whom a round is none. Default: all of a round."""
+    """Clients without whom a round is none. Default: more than half of a round's."""
     deadline: float = 600.0
     """Seconds of a round, at the end of which it closes with those who have answered, or is held again."""
     gather: float = 60.0
@@ -99,7 +99,7 @@ def serve(arguments: list[str]) -> None:
     from lepton_jax.federation.terms import Terms
 
     clients = len(job.clients) if asked.cohort is None else asked.cohort
-    quorum = clients if asked.quorum is None else asked.quorum
+    quorum = clients // 2 + 1 if asked.quorum is None else asked.quorum
     terms = Terms(quorum, asked.deadline, asked.gather, asked.cohort, asked.secure, asked.heartbeat)
     commands.serve(job, config, terms, own, host, port)
 
