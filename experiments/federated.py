@@ -230,6 +230,9 @@ def require(config: Config) -> None:
     """Raise InputError for flags that have no meaning here, or none together."""
     exact = config.algorithm in lp.federated.algorithms.EXACT
     plain = (config.optimizer, config.momentum, config.weight_decay, config.clip) == ("sgd", 0, 0, None)
+    if exact and config.client_clip is not None:
+        problem = f"--algorithm {config.algorithm} reads its clients' whole ways, and --client-clip cuts them short"
+        raise lp.InputError(problem, "leave one of them out")
     if exact and not plain:
         problem = f"--algorithm {config.algorithm} reads its clients' ways as those of plain SGD"
         raise lp.InputError(problem, "use --optimizer sgd --momentum 0 --weight-decay 0, and no --clip")

@@ -40,12 +40,14 @@ def _lowered(context: Any, lhs: Any, rhs: Any, *, dimension_numbers: ConvDimensi
     # JAX has no public name for its own rule
     from jax._src.lax.convolution import _conv_general_dilated_lower
 
-    image = context.avals_in[0]
+    image, laid = context.avals_in[0], options.get("out_sharding")
     fits = dimension_numbers == _ordered(image.ndim) or not 3 <= image.ndim <= 5
-    if fits or not jnp.issubdtype(image.dtype, jnp.floating) or options.get("out_sharding") is not None:
+    # over automatic axes JAX gives derivatives a layout too, which says nothing
+    if fits or not jnp.issubdtype(image.dtype, jnp.floating) or any(getattr(laid, "spec", ())):
         rule = partial(_conv_general_dilated_lower, expand_complex_convolutions=True)
     else:
         rule = mlir.lower_fun(in_order, multiple_results=False)
+        options["out_sharding"] = None
     return rule(context, lhs, rhs, dimension_numbers=dimension_numbers, **options)
 
 

@@ -1,5 +1,6 @@
 """Convolutions in the order that CPUs like: the same numbers, in loops too, and nothing in another order is left."""
 
+import contextlib
 import re
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lepton_jax as lp
 from lepton_jax import convolutions
 
 convolutions.in_order_on_cpus()  # as the first step that is compiled does
@@ -68,8 +70,9 @@ def test_gradients_are_those_of_sums_by_hand(case, float64):
     np.testing.assert_allclose(each[0], np.stack([kernel for kernel, _ in one]), atol=1e-10)
 
 
+@pytest.mark.parametrize("axes", [None, "1x1", "2x1"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_nothing_in_another_order_is_left_in_a_loop(rank):
+def test_nothing_in_another_order_is_left_in_a_loop(rank, axes):
     letters = "DHW"[3 - rank :]
     orders = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
 
@@ -84,7 +87,10 @@ def test_nothing_in_another_order_is_left_in_a_loop(rank):
 
     images = jax.ShapeDtypeStruct((3, 4, *[8] * rank, 5), jnp.float32)
     kernel = jax.ShapeDtypeStruct((*[3] * rank, 5, 5), jnp.float32)
-    text = jax.jit(lambda kernel, images: jax.lax.scan(step, kernel, images)).lower(kernel, images).compile().as_text()
+    mesh = jax.set_mesh(lp.mesh.make(axes)) if axes else contextlib.nullcontext()
+    with mesh:
+        lowered = jax.jit(lambda kernel, images: jax.lax.scan(step, kernel, images)).lower(kernel, images)
+        text = lowered.compile().as_text()
     orders = set(re.findall(r"dim_labels=(\S+?)[,\s]", text))
     numbers = "0123"[:rank]
     assert orders == {f"b{numbers}f_{numbers}io->b{numbers}f"}

@@ -1,5 +1,7 @@
 """Who holds what, who is asked, who answers: pure functions of the seed, and the stream of a run."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,6 +158,13 @@ def test_cohorts_that_are_not_full_train_who_is_there():
     loose = federated.Cohorts(cohorts.source, cohorts.partition, sampling.poisson(20, 5, 0, 8), 8, 10, 2, 0)
     batch = next(b for b in map(loose.batch, range(50)) if 0 < b["participation"].sum() < 8)
     assert np.all((batch["client"] == 20) == (batch["participation"] == 0))
+
+    # a quorum is of those who were asked, and not of what fills the cohort up
+    half = dataclasses.replace(loose, availability=federated.Availability(dropout=0.4, quorum=0.5))
+    for round in range(20):
+        whole, some = (s.batch(round)["participation"] for s in (loose, half))
+        assert some.sum() == 0 or some.sum() >= 0.5 * whole.sum()
+        assert np.all(some <= whole)
 
     def loss(params, stats, batch, key):
         return lp.Mean(jnp.sum(batch["weight"] * params["w"]), jnp.sum(batch["weight"])), lp.Aux(stats, {})

@@ -126,6 +126,7 @@ def test_side_by_side(tmp_path, capsys):
         (("--update", "int9"), "unknown form of updates 'int9'"),
         (("--client-clip", "0"), "norm 0.0"),
         (("--algorithm", "scaffold", "--momentum", "0.9"), "plain SGD"),
+        (("--algorithm", "scaffold", "--client-clip", "1"), "--client-clip cuts them short"),
         (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
         (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),
         (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),

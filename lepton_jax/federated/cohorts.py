@@ -93,14 +93,17 @@ class Cohorts:
         """
         round = self.number(step)
         clients, there = self.asked(round)
-        makes = np.array([self._steps(len(self.held(client))) for client in clients.tolist()])
-        there = there * self.availability.participation(self.seed, round, clients, makes)
+        real = np.flatnonzero(there)
+        makes = np.array([self._steps(len(self.held(client))) for client in clients[real].tolist()])
+        answered = self.availability.participation(self.seed, round, clients[real], makes)
+        there = np.zeros(len(clients), np.float32)
+        there[real] = answered
         process, processes = self.shard
         mine = slice(process * len(clients) // processes, (process + 1) * len(clients) // processes)
         clients, there = clients[mine], there[mine]
         index, weight = map(np.stack, zip(*(self.local(client, round) for client in clients.tolist()), strict=True))
         found = self._gathered(index, weight * (there[:, None, None] > 0))
-        return {**found, "client": clients, "participation": there.astype(np.float32)}
+        return {**found, "client": clients, "participation": there}
 
     def local(self, client: int, round: int) -> tuple[Int[np.ndarray, "steps batch"], Float[np.ndarray, "steps batch"]]:
         """(the examples of a client's local steps, as positions in the source, and their weights, 0 for padding)."""

@@ -73,8 +73,8 @@ class Availability:
 
     dropout: the probability that a client is lost in a round. deadline: when the round closes, in units of the time
     that the median client takes for one local step. spread: the standard deviation of the logarithm of clients' times,
-    the half of it a client's own, for good, the rest anew in each round. quorum: the share of a cohort below which a
-    round moves nothing. Raises InputError for numbers that cannot be.
+    half of the variance a client's own for good, the rest anew in each round. quorum: the share of a cohort below
+    which a round moves nothing. Raises InputError for numbers that cannot be.
     """
 
     dropout: float = 0.0
