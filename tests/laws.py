@@ -61,6 +61,12 @@ def diloco() -> optax.GradientTransformation:
     return optax.sgd(0.7, momentum=0.9, nesterov=True)
 
 
+def ledger(noise: float, clip: float) -> Callable[[Any], dict[str, Any]]:
+    """What private gradients start from."""
+    parts = lp.privacy.constant(noise), lp.privacy.flat(clip)
+    return lambda params: lp.privacy.started(params, *parts)
+
+
 TECHNIQUES = {
     "plain": Technique(),
     "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
@@ -77,6 +83,17 @@ TECHNIQUES = {
     "compressed": Technique(
         around=lambda gradient: lp.compress.compressed(gradient, pruned()),
         stats=lambda: {"compress": lambda params: pruned().init(params)[1]},
+    ),
+    "private": Technique(
+        gradient=lambda loss: lp.privacy.clipped(loss, 1e6),
+        around=lambda gradient: lp.privacy.noised(gradient, 0.0, 1e6, BATCH),
+        stats=lambda: {"privacy": ledger(0.0, 1e6)},
+    ),
+    "noised": Technique(
+        gradient=lambda loss: lp.privacy.clipped(loss, 0.5),
+        around=lambda gradient: lp.privacy.noised(gradient, 1.0, 0.5, BATCH),
+        stats=lambda: {"privacy": ledger(1.0, 0.5)},
+        deterministic=False,
     ),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "apart": Technique(

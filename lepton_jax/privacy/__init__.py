@@ -1,0 +1,33 @@
+"""Differential privacy: clipped and noised gradients as functions, and what they cost."""
+
+from lepton_jax.privacy.accounting import Plan, event, plan
+from lepton_jax.privacy.clipping import clipped
+from lepton_jax.privacy.engine import vmapped
+from lepton_jax.privacy.noise import Noise, banded, constant, exponential, linear, noised, started, stepwise
+from lepton_jax.privacy.private import private
+from lepton_jax.privacy.rules import Rule, adaptive, automatic, flat, per_layer
+from lepton_jax.privacy.sampling import FixedSize, Poisson
+
+__all__ = [
+    "FixedSize",
+    "Noise",
+    "Plan",
+    "Poisson",
+    "Rule",
+    "adaptive",
+    "automatic",
+    "banded",
+    "clipped",
+    "constant",
+    "event",
+    "exponential",
+    "flat",
+    "linear",
+    "noised",
+    "per_layer",
+    "plan",
+    "private",
+    "started",
+    "stepwise",
+    "vmapped",
+]
