@@ -49,6 +49,7 @@ def squared(leaf: Float[Array, "examples ..."]) -> Float[Array, " examples"]:
 
 def scaled_sum(leaf: Float[Array, "examples ..."], factor: Float[Array, " examples"]) -> Float[Array, "..."]:
     """The sum over examples, each times its factor. What has the factor 0 counts nothing, NaN included."""
+    # fused with what made the gradients, the sum's last bit would depend on how many shards a device has
+    leaf, factor = jax.lax.optimization_barrier((leaf, factor.astype(leaf.dtype)))
     flat = leaf.reshape(len(leaf), -1)
-    factor = factor.astype(leaf.dtype)
     return (factor @ jnp.where(factor[:, None] == 0, 0, flat)).reshape(leaf.shape[1:])
