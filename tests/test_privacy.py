@@ -15,7 +15,7 @@ from lepton_jax.types import Mean
 from tests import laws, privacies
 
 KEY = jax.random.key(5)
-ENGINES = {"vmapped": privacy.vmapped}
+ENGINES = {"vmapped": privacy.vmapped, "two pass": privacy.two_pass(4), "ghost": privacy.ghost}
 
 
 def computed(gradient, params, rows, axes="1x1", stats=None):
@@ -96,7 +96,7 @@ def test_other_axes_repeat_the_work(references, axes):
     assert tree.distance(computed(gradient, params, rows, axes)[0].total, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize("engine", ["vmapped", "ghost"])
 def test_layers_have_norms_of_their_own(references, engine):
     loss, params, rows, gradients = references("cnn")
     clip, layers = 1.0, len(params)
@@ -133,13 +133,24 @@ def test_padding_and_what_is_not_finite_count_nothing(references, engine):
     assert float(aux.metrics["clipped"].weight) == 6
 
 
-@pytest.mark.parametrize("engine", sorted(ENGINES))
-@pytest.mark.parametrize("rule", [privacy.flat(0.7), privacy.per_layer(0.7), privacy.automatic(0.7)])
+def test_two_passes_refuse_layers_with_norms_of_their_own(references):
+    loss, params, rows, _ = references("cnn")
+    gradient = privacy.clipped(loss, privacy.per_layer(1.0), privacy.two_pass())
+    with pytest.raises(InputError, match="privacy.vmapped"):
+        jax.eval_shape(gradient, params, {}, rows, KEY)
+
+
+RULES = {"flat": privacy.flat(0.7), "per layer": privacy.per_layer(0.7), "automatic": privacy.automatic(0.7)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "rule"), [("vmapped", name) for name in RULES] + [("ghost", "per layer"), ("two pass", "flat")]
+)
 def test_one_example_moves_the_sum_by_the_sensitivity_at_most(engine, rule):
     """A thousand random cases: parameters, weights and examples, some with enormous gradients."""
     model = lp.models.mlp((5,), privacies.CLASSES)
     loss = lp.supervised(model, lp.cross_entropy())
-    gradient = privacy.clipped(loss, rule, ENGINES[engine])
+    gradient = privacy.clipped(loss, RULES[rule], ENGINES[engine])
 
     def moved(key):
         keys = jax.random.split(key, 5)

@@ -3,10 +3,12 @@
 from lepton_jax.privacy.accounting import Plan, event, plan
 from lepton_jax.privacy.clipping import clipped
 from lepton_jax.privacy.engine import vmapped
+from lepton_jax.privacy.ghosts import ghost
 from lepton_jax.privacy.noise import Noise, banded, constant, exponential, linear, noised, started, stepwise
 from lepton_jax.privacy.private import private
 from lepton_jax.privacy.rules import Rule, adaptive, automatic, flat, per_layer
 from lepton_jax.privacy.sampling import FixedSize, Poisson
+from lepton_jax.privacy.twopass import two_pass
 
 __all__ = [
     "FixedSize",
@@ -22,6 +24,7 @@ __all__ = [
     "event",
     "exponential",
     "flat",
+    "ghost",
     "linear",
     "noised",
     "per_layer",
@@ -29,5 +32,6 @@ __all__ = [
     "private",
     "started",
     "stepwise",
+    "two_pass",
     "vmapped",
 ]

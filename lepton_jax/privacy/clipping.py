@@ -45,7 +45,9 @@ def clipped(loss: Loss, clip: Rule | float, engine: Engine = vmapped) -> GradFn:
             bound = rule.current(stats)
 
             def factors(squares: Any) -> Any:
-                return [jnp.where(counts, factor, 0) for factor in rule.factors(params, squares, bound)[0]]
+                scales = rule.factors(params, squares, bound)[0]
+                masked = {id(scale): jnp.where(counts, scale, 0) for scale in scales}
+                return [masked[id(scale)] for scale in scales]  # one object for leaves of one factor
 
             total, squares, losses, seen = engine(example, params, rows, factors)
             above = rule.factors(params, squares, bound)[1] & counts

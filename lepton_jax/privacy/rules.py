@@ -71,7 +71,8 @@ class Rule:
         bound = (clip / math.sqrt(count)).astype(norms.dtype)
         finite = jnp.all(jnp.isfinite(norms), axis=-1, keepdims=True)
         factors = jnp.where(finite, self.factor(jnp.where(finite, norms, 1), bound), 0)
-        return [factors[:, group] for group in groups], jnp.any((norms > bound) | ~finite, axis=-1)
+        each = [factors[:, group] for group in range(count)]
+        return [each[group] for group in groups], jnp.any((norms > bound) | ~finite, axis=-1)
 
 
 def whole(params: Params) -> tuple[int, ...]:
