@@ -3,7 +3,9 @@
 from lepton_jax.privacy.accounting import Plan, event, plan
 from lepton_jax.privacy.clipping import clipped
 from lepton_jax.privacy.engine import vmapped
+from lepton_jax.privacy.features import featured, normed, scattering
 from lepton_jax.privacy.ghosts import ghost
+from lepton_jax.privacy.multiplicity import multiplied, tempered
 from lepton_jax.privacy.noise import Noise, banded, constant, exponential, linear, noised, started, stepwise
 from lepton_jax.privacy.private import private
 from lepton_jax.privacy.rules import Rule, adaptive, automatic, flat, per_layer
@@ -23,15 +25,20 @@ __all__ = [
     "constant",
     "event",
     "exponential",
+    "featured",
     "flat",
     "ghost",
     "linear",
+    "multiplied",
     "noised",
+    "normed",
     "per_layer",
     "plan",
     "private",
+    "scattering",
     "started",
     "stepwise",
+    "tempered",
     "two_pass",
     "vmapped",
 ]

@@ -52,4 +52,14 @@ def scaled_sum(leaf: Float[Array, "examples ..."], factor: Float[Array, " exampl
     # fused with what made the gradients, the sum's last bit would depend on how many shards a device has
     leaf, factor = jax.lax.optimization_barrier((leaf, factor.astype(leaf.dtype)))
     flat = leaf.reshape(len(leaf), -1)
-    return (factor @ jnp.where(factor[:, None] == 0, 0, flat)).reshape(leaf.shape[1:])
+    total = factor @ flat
+    # a NaN times 0 is NaN, too, and to take these out of all gradients would be to copy them: one by one, if need be
+    total = jax.lax.cond(jnp.all(jnp.isfinite(total)), lambda: total, lambda: _counted(flat, factor))
+    return total.reshape(leaf.shape[1:])
+
+
+def _counted(flat: Float[Array, "examples numbers"], factor: Float[Array, " examples"]) -> Float[Array, " numbers"]:
+    def add(number: Any, total: Array) -> Array:
+        return total + jnp.where(factor[number] == 0, 0, factor[number] * flat[number])
+
+    return jax.lax.fori_loop(0, len(flat), add, jnp.zeros_like(flat[0]))

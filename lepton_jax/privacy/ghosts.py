@@ -33,7 +33,15 @@ class Tap(NamedTuple):
 def ghost(
     example: Example, params: Params, rows: Rows, factors: Factors
 ) -> tuple[Params, Sequence[Float[Array, " examples"]], Float[Array, " examples"], Seen]:
-    """See the module. The memory of activations and their cotangents."""
+    """One pass, and the memory of activations and their cotangents; see the module."""
+    gradients, losses, seen = taken_apart(example, params, rows)
+    squares = [gradient.squares for gradient in gradients]
+    sums = [gradient.summed(factor) for gradient, factor in zip(gradients, factors(squares), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), sums), squares, losses, seen
+
+
+def taken_apart(example: Example, params: Params, rows: Rows) -> tuple[list[Gradient], Float[Array, " examples"], Seen]:
+    """(each leaf's gradient over examples, the losses, what was seen), from one forward and one backward pass."""
     leaves, structure = jax.tree.flatten(params)
     taps = found(example, params, jax.tree.map(lambda x: x[0], rows))
     held = {place for tap in taps.values() for place in tap.leaves.values()}
@@ -57,10 +65,7 @@ def ghost(
         gradients |= {place: parts[name] for name, place in tap.leaves.items()}
     for place, leaf in direct.items():
         gradients[place] = Gradient(squared(leaf), lambda factor, leaf=leaf: scaled_sum(leaf, factor))
-
-    squares = [gradients[place].squares for place in range(len(leaves))]
-    sums = [gradients[place].summed(factor) for place, factor in enumerate(factors(squares))]
-    return structure.unflatten(sums), squares, losses, seen
+    return [gradients[place] for place in range(len(leaves))], losses, seen
 
 
 def found(example: Example, params: Params, row: Rows) -> dict[int, Tap]:
