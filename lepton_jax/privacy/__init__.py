@@ -1,6 +1,7 @@
 """Differential privacy: clipped and noised gradients as functions, and what they cost."""
 
 from lepton_jax.privacy.accounting import Plan, event, plan
+from lepton_jax.privacy.audit import Audit, audited, planted, scores
 from lepton_jax.privacy.clipping import clipped
 from lepton_jax.privacy.engine import vmapped
 from lepton_jax.privacy.features import featured, normed, scattering
@@ -13,12 +14,14 @@ from lepton_jax.privacy.sampling import FixedSize, Poisson
 from lepton_jax.privacy.twopass import two_pass
 
 __all__ = [
+    "Audit",
     "FixedSize",
     "Noise",
     "Plan",
     "Poisson",
     "Rule",
     "adaptive",
+    "audited",
     "automatic",
     "banded",
     "clipped",
@@ -33,9 +36,11 @@ __all__ = [
     "noised",
     "normed",
     "per_layer",
+    "planted",
     "plan",
     "private",
     "scattering",
+    "scores",
     "started",
     "stepwise",
     "tempered",

@@ -37,7 +37,7 @@ def clipped(loss: Loss, clip: Rule | float, engine: Engine = vmapped) -> GradFn:
         def summed(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Any, Mean, dict[str, Mean], Any]:
             def example(params: Any, row: Batch) -> tuple[Any, Any]:
                 mean, aux = loss(params, stats, row, key)
-                _require_still(stats, aux.stats)
+                require_still(stats, aux.stats)
                 return mean.total, (mean.weight, aux.metrics)
 
             counts = _counting(batch)
@@ -109,7 +109,7 @@ def _summed(rows: Any, counts: Any) -> Any:
     return jnp.sum(jnp.where(counts.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0), axis=0)
 
 
-def _require_still(before: Stats, after: Stats) -> None:
+def require_still(before: Stats, after: Stats) -> None:
     """Raise InputError where a loss has moved its stats."""
     held = dict(zip(tree.paths(before), jax.tree.leaves(before), strict=True))
     moved = zip(tree.paths(after), jax.tree.leaves(after), strict=True)

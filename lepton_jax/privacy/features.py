@@ -5,6 +5,7 @@ Its filters are fixed, so it costs no privacy (Tramer and Boneh 2021, https://ar
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,45 +21,49 @@ from lepton_jax.types import Key, Keys, Model, Variables
 Images = Float[Array, "batch height width channels"]
 
 
-def scattering(images: Images, scales: int = 2, angles: int = 8) -> Float[Array, "batch rows columns features"]:
-    """Averages, moduli of wavelets, and moduli of wavelets of these, in pixels of 2^scales: of zeroth, first and second
-    order, channels * (1 + angles * scales + angles^2 * scales * (scales - 1) / 2) features.
+def scattering(
+    images: Images, scales: int = 2, angles: int = 8, order: int = 2, stride: int | None = None
+) -> Float[Array, "batch rows columns features"]:
+    """Averages of the images, of the moduli of wavelets, and of the moduli of wavelets of these.
 
-    Morlet wavelets of so many angles and octaves, by Fourier transforms of the images mirrored at their edges. Raises
-    InputError for images of fewer than 2^scales pixels a side.
+    Morlet wavelets of so many octaves and angles, by Fourier transforms of the images mirrored at their edges; averages
+    are taken at every `stride` pixels, 2^scales by default. Of L angles and J scales come channels * (1 + L J +
+    L^2 J (J - 1) / 2) features, without the last term where `order` is 1. Raises InputError for images that have no
+    such octaves.
     """
     height, width = images.shape[1:3]
-    if scales < 1 or angles < 1 or min(height, width) < 2**scales:
-        problem = f"images of {height}x{width} have no {scales} octaves of at least one angle"
-        raise InputError(problem, "take fewer scales, or greater images")
-    margin = 2**scales
+    margin, stride = 2**scales, 2**scales if stride is None else stride
+    if min(scales, angles, stride) < 1 or min(height, width) < max(margin, stride):
+        problem = f"images of {height}x{width} have no {scales} octaves, {angles} angles, or {stride} pixels to average"
+        raise InputError(problem, "take fewer, or greater images")
     padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    lowpass, wavelets = filters(padded.shape[1], padded.shape[2], scales, angles)
+    lowpass, wavelets = filters(padded.shape[1], padded.shape[2], scales, angles, stride)
 
     def filtered(x: Array, spectrum: np.ndarray) -> Array:
         return jnp.fft.ifft2(jnp.fft.fft2(x, axes=(1, 2)) * spectrum[None, :, :, None], axes=(1, 2))
 
     def averaged(x: Array) -> Array:
         y = jnp.real(filtered(x, lowpass))[:, margin : margin + height, margin : margin + width]
-        return y[:, margin // 2 :: margin, margin // 2 :: margin]
+        return y[:, stride // 2 :: stride, stride // 2 :: stride]
 
     features = [averaged(padded)]
-    for scale in range(scales):
-        for angle in range(angles):
-            first = jnp.abs(filtered(padded, wavelets[scale, angle]))
-            features.append(averaged(first))
-            for coarser in range(scale + 1, scales):
-                for turned in range(angles):
-                    features.append(averaged(jnp.abs(filtered(first, wavelets[coarser, turned]))))
+    for scale, angle in itertools.product(range(scales), range(angles)):
+        first = jnp.abs(filtered(padded, wavelets[scale, angle]))
+        features.append(averaged(first))
+        if order == 2:
+            finer = itertools.product(range(scale + 1, scales), range(angles))
+            features += [averaged(jnp.abs(filtered(first, wavelets[at]))) for at in finer]
     return jnp.concatenate(features, -1)
 
 
 @functools.lru_cache(maxsize=16)
 def filters(
-    height: int, width: int, scales: int, angles: int
+    height: int, width: int, scales: int, angles: int, stride: int
 ) -> tuple[Complex[np.ndarray, "height width"], Complex[np.ndarray, "scales angles height width"]]:
-    """(a Gaussian of 2^scales pixels, Morlet wavelets) as spectra, complex64: sigma 0.8 and frequency 3 pi / 4 at the
-    finest octave, as in Bruna and Mallat."""
+    """(a Gaussian that averages over `stride` pixels, Morlet wavelets) as spectra, complex64.
+
+    The finest wavelets have sigma 0.8 and frequency 3 pi / 4, as in Bruna and Mallat.
+    """
     y, x = (np.fft.fftfreq(size, 1 / size) for size in (height, width))
     y, x = y[:, None], x[None, :]
 
@@ -74,7 +79,7 @@ def filters(
         return wave - envelope * wave.sum()  # no answer to a constant image
 
     spectra = [[np.fft.fft2(wavelet(scale, number)) for number in range(angles)] for scale in range(scales)]
-    lowpass = np.fft.fft2(gaussian(0.8 * 2 ** (scales - 1), 0.0, 1.0))
+    lowpass = np.fft.fft2(gaussian(0.4 * stride, 0.0, 1.0))
     return lowpass.astype(np.complex64), np.asarray(spectra, np.complex64)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from lepton_jax import keys
 from lepton_jax.errors import InputError
+from lepton_jax.privacy.clipping import require_still
 from lepton_jax.types import Aux, Batch, Loss, Mean
 
 
@@ -15,7 +16,7 @@ def multiplied(loss: Loss, copies: int) -> Loss:
     """The mean of the loss over so many draws: augmentation multiplicity, as `multiplied(augmented(loss, augment), 8)`.
 
     Below `clipped` each example's gradient is averaged over its copies and clipped once, so copies cost no privacy (De
-    et al. 2022, https://arxiv.org/abs/2204.13650). Raises InputError for no copies.
+    et al. 2022, https://arxiv.org/abs/2204.13650). Raises InputError for no copies, and where the loss moves stats.
     """
     if copies < 1:
         raise InputError(f"{copies} copies of an example are none", "give at least 1")
@@ -23,6 +24,7 @@ def multiplied(loss: Loss, copies: int) -> Loss:
     def mean_loss(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         def once(number: Any) -> tuple[Mean, dict[str, Mean]]:
             mean, aux = loss(params, stats, batch, keys.folded(key, number))
+            require_still(stats, aux.stats)
             return mean, aux.metrics
 
         mean, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.vmap(once)(jnp.arange(copies)))
