@@ -63,11 +63,11 @@ def costs(rounds: int) -> tuple[list[list[Any]], list[float]]:
     runs = {
         name: (lambda program=program: jax.block_until_ready(program(*arguments))) for name, program in made.items()
     }
-    seconds = dict(zip(runs, record.interleaved(list(runs.values()), rounds), strict=True))
+    seconds = record.interleaved(runs, rounds)
     memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in made.items()}
     rows, over = [], []
     for name in made:
-        ratio, quartiles = record.spread(np.asarray(seconds[name]) / np.asarray(seconds["plain"]))
+        ratio, quartiles = record.spread(seconds[name] / seconds["plain"])
         share = memory[name] / memory["plain"]
         rows.append([name, float(np.median(seconds[name])) * 1e3, ratio, quartiles, memory[name] / 2**20, share])
         engine, in_parts, _ = name.partition(",")

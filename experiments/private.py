@@ -23,7 +23,7 @@ class Config(lp.cli.Config):
     """The budget: the noise is the least that keeps the whole run within it."""
     delta: float = 1e-5
     """The probability that epsilon may be passed with; below one over the number of training examples."""
-    clipping_norm: float = 0.5
+    clipping_norm: float = 1.0
     """The greatest norm of an example's gradient."""
     clipping: str = "flat"
     """flat, per-layer, automatic (AUTO-S), or adaptive (to the median, by a private count)."""
@@ -68,7 +68,7 @@ PRESETS = {
     "digits": Config(
         epochs=40,
         batch_size=1024,
-        learning_rate=1.0,
+        learning_rate=0.5,
         schedule="constant",
         weight_decay=0.0,
         ema=0.95,
@@ -204,11 +204,12 @@ def built(config: Config, dataset: "lp.data.Dataset") -> "lp.types.Model":
 
 
 def seen(images: Any) -> Any:
-    """Scattered images and the images themselves, each of one length."""
+    """Scattered images, without their averages, and the images themselves, each of one length."""
     import jax.numpy as jnp
 
-    parts = (lp.privacy.scattering(images, scales=1 if images.shape[1] < 16 else 2), images)
-    return jnp.concatenate([lp.privacy.normed(part, 5.0) for part in parts], axis=1)
+    scattered = lp.privacy.scattering(images, scales=1 if images.shape[1] < 16 else 2)
+    parts = (scattered[..., images.shape[-1] :], images)
+    return jnp.concatenate([lp.privacy.normed(part, 5.6) for part in parts], axis=1)
 
 
 def engines() -> dict[str, Any]:

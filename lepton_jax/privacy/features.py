@@ -32,19 +32,20 @@ def scattering(
     such octaves.
     """
     height, width = images.shape[1:3]
-    margin, stride = 2**scales, 2**scales if stride is None else stride
-    if min(scales, angles, stride) < 1 or min(height, width) < max(margin, stride):
-        problem = f"images of {height}x{width} have no {scales} octaves, {angles} angles, or {stride} pixels to average"
+    margin = 2**scales
+    pixels = margin if stride is None else stride
+    if min(scales, angles, pixels) < 1 or min(height, width) < max(margin, pixels):
+        problem = f"images of {height}x{width} have no {scales} octaves, {angles} angles, or {pixels} pixels to average"
         raise InputError(problem, "take fewer, or greater images")
     padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    lowpass, wavelets = filters(padded.shape[1], padded.shape[2], scales, angles, stride)
+    lowpass, wavelets = filters(padded.shape[1], padded.shape[2], scales, angles, pixels)
 
     def filtered(x: Array, spectrum: np.ndarray) -> Array:
         return jnp.fft.ifft2(jnp.fft.fft2(x, axes=(1, 2)) * spectrum[None, :, :, None], axes=(1, 2))
 
     def averaged(x: Array) -> Array:
         y = jnp.real(filtered(x, lowpass))[:, margin : margin + height, margin : margin + width]
-        return y[:, stride // 2 :: stride, stride // 2 :: stride]
+        return y[:, pixels // 2 :: pixels, pixels // 2 :: pixels]
 
     features = [averaged(padded)]
     for scale, angle in itertools.product(range(scales), range(angles)):
