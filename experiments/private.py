@@ -66,12 +66,12 @@ class Config(lp.cli.Config):
 
 PRESETS = {
     "digits": Config(
-        epochs=40,
+        epochs=60,
         batch_size=1024,
-        learning_rate=0.5,
+        learning_rate=0.3,
         schedule="constant",
         weight_decay=0.0,
-        ema=0.95,
+        ema=0.97,
         rollbacks=0,
         log_every=10,
         eval_every=20,
@@ -204,12 +204,12 @@ def built(config: Config, dataset: "lp.data.Dataset") -> "lp.types.Model":
 
 
 def seen(images: Any) -> Any:
-    """Scattered images, without their averages, and the images themselves, each of one length."""
+    """Scattered images, without their averages, and the images themselves, each at a length of its own."""
     import jax.numpy as jnp
 
     scattered = lp.privacy.scattering(images, scales=1 if images.shape[1] < 16 else 2)
-    parts = (scattered[..., images.shape[-1] :], images)
-    return jnp.concatenate([lp.privacy.normed(part, 5.6) for part in parts], axis=1)
+    parts = lp.privacy.normed(scattered[..., images.shape[-1] :], 7.0), lp.privacy.normed(images, 4.0)
+    return jnp.concatenate(parts, axis=1)
 
 
 def engines() -> dict[str, Any]:

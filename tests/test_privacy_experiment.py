@@ -43,7 +43,7 @@ def test_a_private_run_tells_its_claim_and_shows_it_again(tmp_path, capsys):
 
 @pytest.mark.parametrize("engine", ["two-pass", "vmapped"])
 def test_every_kind_of_noise_runs_on_every_engine(engine, tmp_path):
-    more = {"two-pass": ("--noise", "banded", "--batch-size", "64"), "vmapped": ("--noise", "linear", "--copies", "2")}
+    more = {"two-pass": ("--noise", "banded", "--batch-size", "64"), "vmapped": ("--noise", "step", "--copies", "2")}
     flags = (*SMOKE, "--engine", engine, "--no-baseline", *more[engine], "--run", str(tmp_path / "run"))
     assert outcome(*flags) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["privacy"]["epsilon"] <= 3.0

@@ -7,6 +7,7 @@ plan.require(step, state, stream, steps)         # refuses a step that does othe
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -202,6 +203,7 @@ def _joint(level: float, clip: Rule) -> float:
     return (level**-2 + (2 * clip.adaptation.noise) ** -2) ** -0.5
 
 
+@functools.lru_cache(maxsize=256)
 def _accounted(plan: Plan) -> Plan:
     """The plan with its epsilons."""
     whole = event(plan)
@@ -245,6 +247,7 @@ def _renyi(relation: str) -> Callable[[], Any]:
     return lambda: RdpAccountant(neighboring_relation=neighbors)
 
 
+@functools.lru_cache(maxsize=256)
 def _calibrated(plan: Plan, epsilon: float) -> Plan:
     """The plan with its noise raised or lowered to reach epsilon, never past it."""
     if not 0 < epsilon < math.inf:
