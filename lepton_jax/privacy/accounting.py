@@ -189,7 +189,7 @@ def _once(plan: Plan, level: float, bands: int) -> Any:
         return dp.SampledWithoutReplacementDpEvent(plan.examples, plan.batch, gaussian)
     share = probability(plan.examples, plan.batch, bands)
     if plan.truncated:
-        return dp.TruncatedSubsampledGaussianDpEvent(plan.examples // bands, share, plan.capacity, level)
+        return dp.TruncatedSubsampledGaussianDpEvent(-(-plan.examples // bands), share, plan.capacity, level)
     return dp.PoissonSampledDpEvent(share, dp.GaussianDpEvent(level))
 
 
