@@ -24,6 +24,7 @@ from . import optimizers as optimizers
 from . import plan as plan
 from . import precision as precision
 from . import preparation as preparation
+from . import privacy as privacy
 from . import processes as processes
 from . import progress as progress
 from . import recipe as recipe

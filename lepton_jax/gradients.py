@@ -1,7 +1,9 @@
 """Where the gradient comes from: Loss -> GradFn, and GradFn -> GradFn."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -12,6 +14,27 @@ from jaxtyping import Array
 from lepton_jax import keys, tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Aux, Batch, GradFn, Loss, Mean
+
+_REPEATING: ContextVar[str | None] = ContextVar(
+    "what computes the gradient that is traced more than once", default=None
+)
+
+
+@contextlib.contextmanager
+def repeating(by: str) -> Iterator[None]:
+    """While a gradient is traced that one step computes several times, of parts of a batch or at several points."""
+    token = _REPEATING.set(by)
+    try:
+        yield
+    finally:
+        _REPEATING.reset(token)
+
+
+def require_whole(what: str) -> None:
+    """Raise InputError where what may enter a step but once is traced inside of `repeating`."""
+    if by := _REPEATING.get():
+        problem = f"{what} inside of {by} would enter a step several times"
+        raise InputError(problem, f"put {by} inside: {what} goes around all that computes the gradient")
 
 
 def plain(loss: Loss) -> GradFn:
@@ -40,15 +63,16 @@ def accumulate(grad_fn: GradFn, microbatches: int) -> GradFn:
     def accumulated(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         parts = split({**batch, "index": keys.index(batch)}, microbatches)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad_fn, params, stats, first, key)
-        mean, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(carry: Any, part: Batch) -> tuple[Any, None]:
             mean, stats, metrics = carry
             more, aux = grad_fn(params, stats, part, key)
             return (mean.merge(more), aux.stats, tree.add(metrics, aux.metrics)), None
 
-        (mean, stats, metrics), _ = jax.lax.scan(add, (mean, stats, aux.metrics), parts)
+        with repeating("accumulate"):
+            shapes = jax.eval_shape(grad_fn, params, stats, first, key)
+            mean, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (mean, stats, metrics), _ = jax.lax.scan(add, (mean, stats, aux.metrics), parts)
         return mean, Aux(stats, metrics)
 
     return accumulated
@@ -67,11 +91,12 @@ def sharpness_aware(grad_fn: GradFn, radius: float) -> GradFn:
         raise InputError(f"the radius {radius} of the neighborhood is not positive", "give one such as 0.05")
 
     def uphill(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
-        here, aux = grad_fn(params, stats, batch, key)
-        gradient = here.value()
-        norm = tree.norm(gradient)
-        reach = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0)
-        there, after = grad_fn(tree.add(params, tree.scale(gradient, reach)), stats, batch, key)
+        with repeating("sharpness_aware"):
+            here, aux = grad_fn(params, stats, batch, key)
+            gradient = here.value()
+            norm = tree.norm(gradient)
+            reach = jnp.where(norm > 0, radius / jnp.where(norm > 0, norm, 1), 0)
+            there, after = grad_fn(tree.add(params, tree.scale(gradient, reach)), stats, batch, key)
         # a second gradient of no weight moves nothing, and its stats know why: a loss scale that overflowed
         return there, Aux(tree.where(there.weight == 0, after.stats, aux.stats), aux.metrics)
 
@@ -105,7 +130,8 @@ def sharded(grad_fn: GradFn, shards: int) -> GradFn:
         if devices > 1:
             laid = (P(), P(), P("data"), P())
             on_a_device = jax.shard_map(on_a_device, in_specs=laid, out_specs=P(), check_vma=False)
-        mean, aux = on_a_device(params, stats, {**batch, "index": keys.index(batch)}, key)
+        with repeating("sharded"):
+            mean, aux = on_a_device(params, stats, {**batch, "index": keys.index(batch)}, key)
         return mean, Aux(tree.map_named(lambda name, total: _averaged(name, total, shards), aux.stats), aux.metrics)
 
     return gradient

@@ -37,6 +37,7 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
             problem = f"the model gives outputs {outputs.shape} for a batch of {len(inputs)} with {classes} classes"
             raise InputError(problem, f"give the model {classes} outputs")
         jax.eval_shape(recipe.step, state, batch)
+        recipe.require(state)
     return state
 
 

@@ -10,7 +10,7 @@ from lepton_jax import step as steps
 from lepton_jax.config import Config, flag
 from lepton_jax.errors import InputError
 from lepton_jax.losses import Criterion
-from lepton_jax.types import Loss, Model, Stats, Step
+from lepton_jax.types import Loss, Model, Stats, Step, TrainState
 
 # flags that only these schedules have
 TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
@@ -21,6 +21,7 @@ class Recipe:
     """What a recipe has composed. `stats` are the entries that its techniques start from.
 
     around: what it puts around a supervised loss, precision and augmentation, for those who compose it anew.
+    require: raises InputError where the state before the first step does not fit what was composed.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Recipe:
     step: Step
     around: Callable[[Loss], Loss]
     stats: Stats = field(default_factory=dict)
+    require: Callable[[TrainState], None] = lambda state: None
 
 
 def dataset(config: Config) -> data.Dataset:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from lepton_jax import keys, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import InputError
+from lepton_jax.gradients import repeating
 from lepton_jax.types import Batch, Metrics, Rule, Step, TrainState
 
 NAME, AXIS = "replicas", "data"
@@ -71,7 +72,7 @@ def _each(step: Step, state: TrainState, batch: Batch, replicas: int) -> tuple[A
 
     def one(own: Any, rows: Batch, number: Any, key: Any) -> tuple[Any, Metrics]:
         # a replica's parameters are all here, whatever the layout of the merged ones is
-        with meshes.computing(None):
+        with meshes.computing(None), repeating("apart"):
             after, metrics = step(TrainState(number, own["params"], own["stats"], own["opt_state"], key), rows)
         return {"params": after.params, "stats": after.stats, "opt_state": after.opt_state}, metrics
 

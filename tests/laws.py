@@ -73,6 +73,12 @@ def federated(loss: Loss) -> GradFn:
     return of_examples
 
 
+def ledger(noise: float, clip: float) -> Callable[[Any], dict[str, Any]]:
+    """What private gradients start from."""
+    parts = lp.privacy.constant(noise), lp.privacy.flat(clip)
+    return lambda params: lp.privacy.started(params, *parts)
+
+
 TECHNIQUES = {
     "plain": Technique(),
     "accumulate": Technique(gradient=lambda loss: lp.accumulate(lp.plain(loss), 2)),
@@ -91,6 +97,17 @@ TECHNIQUES = {
         stats=lambda: {"compress": lambda params: pruned().init(params)[1]},
     ),
     "federated": Technique(gradient=federated),
+    "private": Technique(
+        gradient=lambda loss: lp.privacy.clipped(loss, 1e6),
+        around=lambda gradient: lp.privacy.noised(gradient, 0.0, 1e6, BATCH),
+        stats=lambda: {"privacy": ledger(0.0, 1e6)},
+    ),
+    "noised": Technique(
+        gradient=lambda loss: lp.privacy.clipped(loss, 0.5),
+        around=lambda gradient: lp.privacy.noised(gradient, 1.0, 0.5, BATCH),
+        stats=lambda: {"privacy": ledger(1.0, 0.5)},
+        deterministic=False,
+    ),
     "averaged": Technique(step=lambda step: lp.averaged(step, 0.9), stats=lambda: {"ema": lp.step.ema}),
     "apart": Technique(
         step=lambda step: lp.replicas.apart(step, diloco(), 2, every=3),

@@ -106,7 +106,8 @@ class Stream:
             raise InputError(f"the seed {seed} is outside 0..2**64-1", "use a seed from 0 up")
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.examples = _examples(source)
-        self._first, self._count = _rows(batch_size, shard)
+        self._shard = shard
+        self._first, self._count = rows_of(batch_size, shard)
         self.threads = _threads(source, self._count) if threads is None else threads
         self.skipped = tuple(sorted(set(skipped)))
         # Neighboring steps share an epoch or two. Under the lock, so that threads do not all sort the same one.
@@ -124,13 +125,15 @@ class Stream:
 
     def part(self, process: int, processes: int) -> "Stream":
         """The same batches, of each the rows that one of so many processes holds."""
-        shard = (process, processes)
-        return Stream(self.source, self.batch_size, self.seed, shard=shard, skipped=self.skipped)
+        return self._again(shard=(process, processes), skipped=self.skipped)
 
     def without(self, numbers: Collection[int]) -> "Stream":
         """The same batches but for those of these numbers."""
-        shard, skipped = (self._first // self._count, self.batch_size // self._count), {*self.skipped, *numbers}
-        return Stream(self.source, self.batch_size, self.seed, shard=shard, threads=self.threads, skipped=skipped)
+        return self._again(shard=self._shard, threads=self.threads, skipped={*self.skipped, *numbers})
+
+    def _again(self, **options: Any) -> "Stream":
+        """A stream of the same kind over the same source."""
+        return Stream(self.source, self.batch_size, self.seed, **options)
 
     def number(self, step: int) -> int:
         """Which batch a step has: the step's own number, but for those that are skipped."""
@@ -168,7 +171,7 @@ def evaluation_batches(
     (process, processes) reads only this process's rows of each batch. Raises InputError for an empty source.
     """
     examples = _examples(source)
-    first, count = _rows(batch_size, shard)
+    first, count = rows_of(batch_size, shard)
 
     def batch(step: int) -> dict[str, np.ndarray]:
         positions = step * batch_size + np.arange(first, first + count)
@@ -194,8 +197,8 @@ def _examples(source: Source) -> int:
     return len(source)
 
 
-def _rows(batch_size: int, shard: tuple[int, int]) -> tuple[int, int]:
-    """The first row of a batch that a process reads, and how many."""
+def rows_of(batch_size: int, shard: tuple[int, int]) -> tuple[int, int]:
+    """The first row of a batch that a process reads, and how many. Raises InputError for rows that do not divide."""
     process, processes = shard
     if batch_size < 1:
         raise InputError(f"the batch size {batch_size} is below 1", "use a batch size of at least 1")

@@ -1,0 +1,229 @@
+"""Images of about 28x28 under differential privacy (Abadi et al. 2016, https://arxiv.org/abs/1607.00133): accuracy with
+its epsilon and delta, and the same model without privacy beside it.
+
+python -m experiments.private --epsilon 3 --seeds 3
+python -m experiments.private --preset images --data idx --data-dir MNIST --epsilon 3
+python -m experiments.private --preset images --data-dir pathmnist.npz
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lepton_jax as lp
+
+
+@dataclass(frozen=True)
+class Config(lp.cli.Config):
+    """Train a classifier of images with differential privacy, and the same one without."""
+
+    epsilon: float = 3.0
+    """The budget: the noise is the least that keeps the whole run within it."""
+    delta: float = 1e-5
+    """The probability that epsilon may be passed with; below one over the number of training examples."""
+    clipping_norm: float = 1.0
+    """The greatest norm of an example's gradient."""
+    clipping: str = "flat"
+    """flat, per-layer, automatic (AUTO-S), or adaptive (to the median, by a private count)."""
+    noise: str = "constant"
+    """Over the steps: constant, step (half as much after two thirds), exponential or linear (to half), or banded
+    (correlated over eight steps)."""
+    sampling: str = "poisson"
+    """poisson (each example by itself), or fixed (batches of one size, which cost more)."""
+    engine: str = "ghost"
+    """How gradients are clipped: ghost, two-pass, or vmapped. The result is the same."""
+    features: str = "scattering"
+    """What the model sees: scattering (a fixed transform, and the pixels), or pixels."""
+    model: str = "linear"
+    """linear, mlp, cnn, wrn16-4-group; a model with batch norm is refused."""
+    copies: int = 1
+    """Average each example's gradient over so many augmented copies before it is clipped; 1 does not augment."""
+    baseline: bool = True
+    """Train the same model without privacy, too."""
+    baseline_epochs: float = 60
+    """Epochs of that."""
+    baseline_batch_size: int = 128
+    """Its batch."""
+    baseline_learning_rate: float = 0.5
+    """Its learning rate."""
+
+    def check(self) -> None:
+        """Raise InputError for what would not be private, or would not be this run."""
+        super().check()
+        parts = {"--microbatches": self.microbatches, "--mesh": self.mesh}
+        for name, value in parts.items():
+            if value == "auto":
+                raise lp.InputError(f"{name} auto composes a step without privacy", f"give {name} a value")
+        for name in ("bitwise", "sharpness", "spike", "rollbacks"):
+            if getattr(self, name):
+                problem = f"--{name} {getattr(self, name)} looks at the gradient or the loss again, without noise"
+                raise lp.InputError(problem, f"leave --{name} {0 if name == 'rollbacks' else 'out'}")
+        if self.precision == "float16":
+            raise lp.InputError("--precision float16 scales the loss by what it sees", "use bfloat16 or float32")
+
+
+PRESETS = {
+    "digits": Config(
+        epochs=60,
+        batch_size=1024,
+        learning_rate=0.3,
+        schedule="constant",
+        weight_decay=0.0,
+        ema=0.97,
+        rollbacks=0,
+        log_every=10,
+        eval_every=20,
+        checkpoint_every=20,
+    ),
+    "images": Config(
+        data="npz",
+        epochs=40,
+        batch_size=4096,
+        learning_rate=1.0,
+        schedule="constant",
+        weight_decay=0.0,
+        ema=0.99,
+        rollbacks=0,
+        microbatches=4,
+        log_every=50,
+        eval_every=10,
+        checkpoint_every=5,
+        baseline_epochs=20,
+        baseline_learning_rate=0.2,
+    ),
+    "smoke": Config(
+        epochs=2, batch_size=256, features="pixels", learning_rate=1.0, schedule="constant", rollbacks=0,
+        baseline_epochs=1, weight_decay=0.0,
+    ),
+}  # fmt: skip
+
+
+def compose(config: Config) -> "lp.recipe.Recipe":
+    """Data, model, loss, plan and update as the flags say."""
+    dataset = lp.recipe.dataset(config)
+    plan = planned(config, dataset)
+    stream = plan.stream(dataset.train, config.seed)
+    model, criterion = built(config, dataset), lp.cross_entropy(config.label_smoothing)
+    schedule, optimizer = lp.recipe.optimization(config, stream)
+
+    def around(loss: "lp.types.Loss") -> "lp.types.Loss":
+        loss = lp.computed(loss, config.precision)
+        return copied(loss, config, dataset.input_shape)
+
+    engine = lp.errors.named("engine", config.engine, engines())
+    loss = around(lp.supervised(model, criterion))
+    step, stats = lp.descend(lp.privacy.private(loss, plan, engine, config.parts), optimizer), {"privacy": plan.start}
+    if config.ema:
+        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+
+    def require(state: "lp.types.TrainState") -> None:
+        plan.require(step, state, stream, stream.steps(config.epochs))
+
+    parts = (dataset, stream, model, criterion, optimizer, schedule, step, around, stats)
+    return lp.recipe.Recipe("private", *parts, require=require)
+
+
+def main(config: Config) -> "lp.experiment.Result":
+    """Run the recipe, and the one without privacy beside it."""
+    result = lp.experiment.run(compose(config), config)
+    path = result.directory / "result.json"
+    if config.find_learning_rate or config.explain_sharding:
+        return result
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    claim = planned(config, lp.recipe.dataset(config)).told(record["steps"])
+    metrics = {**record["metrics"], "epsilon": claim["epsilon"], "delta": claim["delta"]}
+    if config.baseline:
+        beside = without_privacy(config, str(result.directory / "baseline"))
+        metrics |= {f"baseline/{name}": value for name, value in beside.metrics.items()}
+    lp.runs.write(path, {**record, "metrics": metrics, "privacy": claim})
+    said = (
+        f"private    accuracy {metrics['test/accuracy']:.4f} at epsilon {claim['epsilon']:.4g}, delta {config.delta:g}"
+    )
+    said += f" ({claim['accountant']}, {claim['relation']})"
+    print(said, f"baseline   accuracy {metrics.get('baseline/test/accuracy', math.nan):.4f} without privacy", sep="\n")
+    return result._replace(metrics=metrics)
+
+
+def without_privacy(config: Config, directory: str) -> "lp.experiment.Result":
+    """The same model on the same data, by plain gradients."""
+    changed = {name: getattr(config, f"baseline_{name}") for name in ("epochs", "batch_size", "learning_rate")}
+    config = dataclasses.replace(config, run=directory, ema=0.0, microbatches=1, eval_every=math.inf, **changed)
+    dataset = lp.recipe.dataset(config)
+    stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
+    model, criterion = built(config, dataset), lp.cross_entropy(config.label_smoothing)
+    schedule, optimizer = lp.recipe.optimization(config, stream)
+    step = lp.descend(lp.plain(lp.supervised(model, criterion)), optimizer)
+    parts = (dataset, stream, model, criterion, optimizer, schedule, step, lambda loss: loss)
+    return lp.experiment.run(lp.recipe.Recipe("private", *parts), config)
+
+
+def planned(config: Config, dataset: "lp.data.Dataset") -> "lp.privacy.Plan":
+    """What the flags ask for, with the noise that keeps to the budget."""
+    examples = len(dataset.train)
+    steps = math.ceil(config.epochs * examples / config.batch_size)
+    rules = {
+        "flat": lp.privacy.flat,
+        "per-layer": lp.privacy.per_layer,
+        "automatic": lp.privacy.automatic,
+        "adaptive": lambda norm: lp.privacy.adaptive(norm, noise=config.batch_size / 20),
+    }
+    courses = {
+        "constant": lambda: lp.privacy.constant(1.0),
+        "step": lambda: lp.privacy.stepwise(1.0, 0.5, max(1, 2 * steps // 3), steps),
+        "exponential": lambda: lp.privacy.exponential(1.0, 0.5, steps),
+        "linear": lambda: lp.privacy.linear(1.0, 0.5, steps),
+        "banded": lambda: lp.privacy.banded(1.0, 8),
+    }
+    rule = lp.errors.named("clipping", config.clipping, rules)(config.clipping_norm)
+    noise = lp.errors.named("noise", config.noise, courses)()
+    devices = math.prod(lp.mesh.parse(config.mesh).values()) if config.mesh else 8
+    return lp.privacy.plan(
+        examples,
+        config.batch_size,
+        steps,
+        rule,
+        noise,
+        config.delta,
+        epsilon=config.epsilon,
+        sampling=config.sampling,
+        multiple=devices * config.parts if config.sampling == "poisson" else 1,
+    )
+
+
+def built(config: Config, dataset: "lp.data.Dataset") -> "lp.types.Model":
+    """The model on what it sees. Nothing of it is measured on the data, which would not be private."""
+    classes = len(dataset.classes)
+    network = lp.models.mlp((), classes) if config.model == "linear" else lp.models.build(config.model, classes)
+    views = {
+        "scattering": lambda: lp.privacy.featured(network, seen),
+        "pixels": lambda: lp.models.normalized(network, 0.5, 0.5),
+    }
+    return lp.errors.named("features", config.features, views)()
+
+
+def seen(images: Any) -> Any:
+    """Scattered images, without their averages, and the images themselves, each at a length of its own."""
+    import jax.numpy as jnp
+
+    scattered = lp.privacy.scattering(images, scales=1 if images.shape[1] < 16 else 2)
+    parts = lp.privacy.normed(scattered[..., images.shape[-1] :], 7.0), lp.privacy.normed(images, 4.0)
+    return jnp.concatenate(parts, axis=1)
+
+
+def engines() -> dict[str, Any]:
+    """By their flags."""
+    return {"ghost": lp.privacy.ghost, "two-pass": lp.privacy.two_pass, "vmapped": lp.privacy.vmapped}
+
+
+def copied(loss: "lp.types.Loss", config: Config, shape: tuple[int, ...]) -> "lp.types.Loss":
+    """The loss over shifted copies of each image."""
+    if config.copies == 1:
+        return loss
+    shift = lp.augment.random_crop(shape[0], padding=max(1, shape[0] // 14))
+    return lp.privacy.multiplied(lp.augmented(loss, shift), config.copies)
+
+
+if __name__ == "__main__":
+    lp.cli.run(main, Config, PRESETS)
