@@ -11,6 +11,7 @@ import lepton_jax as lp
 from lepton_jax import mesh as meshes
 from lepton_jax import privacy, tree
 from lepton_jax.errors import InputError
+from lepton_jax.privacy import ghosts
 from lepton_jax.types import Mean
 from tests import laws, privacies
 
@@ -144,6 +145,54 @@ def test_padding_and_what_is_not_finite_count_nothing(references, engine):
     mean, aux = computed(privacy.clipped(loss, 0.5, ENGINES[engine]), params, bad)
     assert tree.distance(mean.total, privacies.summed(gradients, factors)) < 1e-5
     assert float(aux.metrics["clipped"].weight) == 6
+
+
+def taps(loss, params, rows):
+    """How many calls of layers the ghost engine takes apart."""
+
+    def example(params, row):
+        return loss(params, {}, row, KEY)[0].total, ()
+
+    return len(ghosts.found(example, params, jax.tree.map(lambda x: x[:1], rows)))
+
+
+@pytest.mark.parametrize(
+    ("view", "taken"),
+    [
+        (lambda loss: loss, 4),
+        (lambda loss: lp.through(loss, lambda params: tree.scale(params, 0.5)), 0),
+        (lambda loss: lp.rematerialized(loss), 0),
+        (lambda loss: penalized(loss), 3),
+    ],
+    ids=["plain", "through a view", "rematerialized", "penalized"],
+)
+def test_what_ghost_cannot_take_apart_it_computes_by_example(references, view, taken):
+    """Parameters behind a view, inside of a transform, or used by something else than their layer."""
+    loss, params, rows, _ = references("cnn")
+    loss = view(loss)
+    assert taps(loss, params, rows) == taken
+    wanted, _ = computed(privacy.clipped(loss, 0.5), params, rows)
+    found, _ = computed(privacy.clipped(loss, 0.5, privacy.ghost), params, rows)
+    assert tree.distance(found.total, wanted.total) < 1e-6
+
+
+def penalized(loss):
+    """The loss with a penalty on a kernel, which is then used twice."""
+
+    def larger(params, stats, batch, key):
+        mean, aux = loss(params, stats, batch, key)
+        return Mean(mean.total + jnp.sum(jnp.square(params["dense"]["kernel"])), mean.weight), aux
+
+    return larger
+
+
+def test_whole_numbers_as_inputs_do_not_overflow():
+    model = lp.models.mlp((6,), privacies.CLASSES, activation=jax.nn.gelu)
+    rows = {"input": np.full((4, 5), 255, np.uint8), "label": np.arange(4) % privacies.CLASSES}
+    params = model.init(KEY, rows["input"])["params"]
+    loss = lp.supervised(model, lp.cross_entropy())
+    wanted, found = (computed(privacy.clipped(loss, 1.0, e), params, rows)[0] for e in (privacy.vmapped, privacy.ghost))
+    assert tree.distance(found.total, wanted.total) < 1e-6
 
 
 def test_two_passes_refuse_layers_with_norms_of_their_own(references):

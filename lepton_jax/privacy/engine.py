@@ -43,8 +43,9 @@ def vmapped(
 
 
 def squared(leaf: Float[Array, "examples ..."]) -> Float[Array, " examples"]:
-    """The squared norm of each example's part."""
-    return jnp.sum(jnp.square(leaf.reshape(len(leaf), -1)), axis=1)
+    """The squared norm of each example's part, in float32 at least."""
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return jnp.sum(jnp.square(wide.reshape(len(leaf), -1)), axis=1)
 
 
 def scaled_sum(leaf: Float[Array, "examples ..."], factor: Float[Array, " examples"]) -> Float[Array, "..."]:

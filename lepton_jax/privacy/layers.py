@@ -69,14 +69,14 @@ def dense(layer: Any, a: Array, d: Array, params: dict[str, Array]) -> dict[str,
     """Of `nn.Dense` and `nn.DenseGeneral`, whose last axes go in and whose last axes come out."""
     kernel, examples = params["kernel"], len(a)
     features = layer.features if isinstance(layer.features, int) else math.prod(layer.features)
-    a = a.reshape(examples, -1, kernel.size // features)
+    a = a.astype(d.dtype).reshape(examples, -1, kernel.size // features)  # the layer has widened it, too
     return _with_bias(params, d, {"kernel": product(a, d.reshape(examples, -1, features), kernel.shape)})
 
 
 def convolution(layer: Any, a: Array, d: Array, params: dict[str, Array]) -> dict[str, Gradient]:
     """Of `nn.Conv`: a dense layer on the patches under its window."""
     kernel, examples, features = params["kernel"], len(a), d.shape[-1]
-    windows = list(_windows(layer, a[:, 0]))
+    windows = list(_windows(layer, a[:, 0].astype(d.dtype)))
     d = d.reshape(examples, -1, features)
     if 2 * d.shape[1] ** 2 < kernel.size:
         gradient = product(jnp.concatenate(windows, -1), d, kernel.shape)
@@ -136,7 +136,7 @@ def taken(layer: nn.Module, x: Any) -> Taken | None:
     if getattr(layer, "dtype", None) is not None:
         return None
     if type(layer) is nn.Embed:
-        return embedding
+        return embedding if layer.num_embeddings > 1 else None  # of one, Flax does not look at the token
     if type(layer) is nn.Dense and layer.dot_general is None and layer.dot_general_cls is None:
         return dense
     if type(layer) is nn.DenseGeneral:
