@@ -5,8 +5,8 @@ into it only in the entry of a program (`ConvCanonicalization`; jax 0.10.2 and 0
 of a kernel, whose dimensions are in another order, to a loop over single numbers, ten to eighty times slower: there go
 microbatches, virtual shards, replicas and federated clients. So the order is changed before XLA sees it.
 
-It is JAX's own rule for the whole process that is replaced, so that is not done by an import, but where the first step
-is compiled (`step.lower`).
+It is JAX's own rule for the whole process that is replaced, so that is not done by an import, but where the first
+gradient is made of a loss (`gradients.plain`, `privacy.clipped`).
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from lepton_jax import keys, tree
+from lepton_jax import convolutions, keys, tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Aux, Batch, GradFn, Loss, Mean
 
@@ -39,6 +39,7 @@ def require_whole(what: str) -> None:
 
 def plain(loss: Loss) -> GradFn:
     """The gradient of the loss's total, with its weight; the loss itself is in `metrics["loss"]`."""
+    convolutions.in_order_on_cpus()
 
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         def total(params: Any) -> tuple[Array, tuple[Array, Aux]]:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from lepton_jax import convolutions, keys, tree
+from lepton_jax import keys, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import InputError
 from lepton_jax.types import Batch, GradFn, Key, Mean, Metrics, Model, Params, Rule, Step, TrainState
@@ -138,7 +138,6 @@ def lower(
     rules: Sequence[Rule] = (),
 ) -> Any:
     """The step traced for states and batches like these and laid over the mesh, ready for the compiler."""
-    convolutions.in_order_on_cpus()
     lie = meshes.shardings(state, mesh, rules)
     rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
     used = meshes.shardings(state, mesh, rules, fsdp=False).params

@@ -11,7 +11,7 @@ import pytest
 import lepton_jax as lp
 from lepton_jax import convolutions
 
-convolutions.in_order_on_cpus()  # as the first step that is compiled does
+convolutions.in_order_on_cpus()  # as the first gradient that is made of a loss does
 
 CASES = {
     "plain": {},

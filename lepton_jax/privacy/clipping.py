@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lepton_jax import keys, tree
+from lepton_jax import convolutions, keys, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import InputError
 from lepton_jax.privacy.engine import Engine, vmapped
@@ -30,6 +30,7 @@ def clipped(loss: Loss, clip: Rule | float, engine: Engine = vmapped) -> GradFn:
     work again. Raises InputError where the loss moves stats, as batch norm does: they would leave unprotected.
     """
     rule = as_rule(clip)
+    convolutions.in_order_on_cpus()
 
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         note(rule)
