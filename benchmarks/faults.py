@@ -95,7 +95,7 @@ def main(
                 run = machine.directory / f"random-{number}"
                 faults.append(told(faulted.killed_at_random(machine, run, delay, whole)))
         if "term" in kinds:
-            for number, point in enumerate(names[1::2] if long else names[::2]):
+            for number, point in enumerate(names if long else names[::2]):
                 faults.append(told(faulted.terminated(machine, machine.directory / f"term-{number}", point, whole)))
         if "elastic" in kinds:
             for number, counts in enumerate([(1, 2, 1), (2, 4)]):
