@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from lepton_jax.errors import InputError
 from lepton_jax.privacy.engine import Example, Factors, Rows, Seen
 from lepton_jax.privacy.ghosts import taken_apart
+from lepton_jax.privacy.layers import kept
 from lepton_jax.tree import is_floating
 from lepton_jax.types import Params
 
@@ -27,7 +28,7 @@ def two_pass(
     if any(other is not factor for other in others):
         problem = "two passes scale an example's loss, and this rule scales its layers differently"
         raise InputError(problem, "use the engine privacy.vmapped or privacy.ghost, or clip by a flat norm")
-    counted = jax.tree.map(lambda x: _kept(x, factor), rows)
+    counted = jax.tree.map(lambda x: kept(x, factor) if is_floating(x) else x, rows)  # NaN times 0 is NaN
 
     def scaled(params: Params) -> tuple[Array, tuple[Array, Seen]]:
         losses, seen = jax.vmap(example, (None, 0))(params, counted)
@@ -35,8 +36,3 @@ def two_pass(
 
     total, (losses, seen) = jax.grad(scaled, has_aux=True)(params)
     return total, squares, losses, seen
-
-
-def _kept(x: Array, factor: Array) -> Array:
-    """Zeros for the examples that do not count: what a loss makes of a NaN is NaN, times 0 too."""
-    return jnp.where(factor.reshape(-1, *[1] * (x.ndim - 1)) == 0, 0, x) if is_floating(x) else x
