@@ -1,11 +1,15 @@
 """Eight simulated devices, warnings as errors, shapes checked at run time: strict from the first test on."""
 
 import os
-import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# programs compiled once are there for every worker of pytest and every process that a test starts
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "LEPTON_TEST_CACHE", f"{tempfile.gettempdir()}/lepton-jax-cache-{os.getuid()}"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import pytest
@@ -17,9 +21,6 @@ _hook = install_import_hook("lepton_jax", "tests.checker.check")
 _hook.__enter__()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-cache = pathlib.Path(tempfile.gettempdir()) / f"lepton-jax-cache-{os.getuid()}"
-jax.config.update("jax_compilation_cache_dir", os.environ.get("LEPTON_TEST_CACHE", str(cache)))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_addoption(parser):

@@ -3,10 +3,10 @@
 The short form; `python -m benchmarks.faults --long` has every point, in either of two processes and in both.
 """
 
+import os
 import pathlib
 import signal
 
-import jax
 import pytest
 
 from benchmarks import faulted, faults
@@ -25,8 +25,7 @@ ASKED = ("step:compile:before:1", "mesh:fed:after:9", "checkpoint:Checkpoints.sa
 
 
 def machine(directory: pathlib.Path, processes: int) -> faulted.Machine:
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    return faulted.Machine(directory, processes, "2x1", pathlib.Path(cache))
+    return faulted.Machine(directory, processes, "2x1", pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
 
 
 @pytest.fixture(scope="module")
