@@ -18,7 +18,7 @@ def heads(tokens: int, batch: int = 4) -> list[jax.Array]:
 
 @pytest.mark.parametrize("axes", ["sequence=4,data=2", "sequence=2,model=4", "sequence=8"])
 @pytest.mark.parametrize("tokens", [16, 17, 3])
-def test_attention_around_a_ring_is_attention(axes, tokens, float64):
+def test_attention_around_a_ring_is_attention(axes, tokens, float64, unoptimized):
     """Values and gradients; where the tokens do not divide, and where some devices hold nothing but padding."""
     query, key, value, direction = heads(tokens)
 
@@ -39,7 +39,7 @@ def test_attention_around_a_ring_is_attention(axes, tokens, float64):
     assert lp.tree.distance(found, expected) < 1e-14
 
 
-def test_no_one_attends_to_padding(float64):
+def test_no_one_attends_to_padding(float64, unoptimized):
     query, key, value, _ = heads(9)
     cut = attention.whole(query[:, :7], key[:, :7], value[:, :7], 7)
     far = key.at[:, 7:].set(1e3)
@@ -71,7 +71,7 @@ def network(depth: int, batch: int = 16):
     ("axes", "microbatches"),
     [("pipe=4,data=2", None), ("pipe=4,data=2", 1), ("pipe=2,model=2,fsdp=2", 8), ("pipe=8", 2), ("data=8,pipe=1", 1)],
 )
-def test_layers_in_stages_are_the_layers(axes, microbatches, float64):
+def test_layers_in_stages_are_the_layers(axes, microbatches, float64, unoptimized):
     weights, x, keys = network(8)
 
     def total(run, weights, x):
@@ -87,7 +87,7 @@ def test_layers_in_stages_are_the_layers(axes, microbatches, float64):
     assert lp.tree.distance(found, expected) < 1e-14
 
 
-def test_layers_in_stages_need_no_keys(float64):
+def test_layers_in_stages_need_no_keys(float64, unoptimized):
     weights, x, _ = network(8)
 
     def still(own, x, keys):
@@ -121,7 +121,7 @@ def awake(params):
     return {**params, "head": {**params["head"], "kernel": kernel}}
 
 
-def test_stacked_blocks_are_the_blocks(float64):
+def test_stacked_blocks_are_the_blocks(float64, unoptimized):
     apart, together = transformers()
     images = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)))
     params = lp.tree.cast(awake(apart.init(jax.random.key(0), images)["params"]), jnp.float64)
@@ -168,7 +168,7 @@ def test_layouts_without_blocks_are_refused():
 
 
 @pytest.mark.parametrize("axes", ["sequence=2,model=2,data=2", "pipe=2,model=2,data=2", "pipe=2,sequence=2,fsdp=2"])
-def test_axes_combine(axes, float64):
+def test_axes_combine(axes, float64, unoptimized):
     model = laws.models()["stacked"]()
     alone, run = (laws.train(model, laws.TECHNIQUES["plain"], mesh, 4, jnp.float64) for mesh in ("1x1", axes))
     np.testing.assert_allclose(run.losses, alone.losses, rtol=1e-12)
