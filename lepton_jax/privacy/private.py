@@ -1,10 +1,10 @@
 """Loss -> GradFn for daily use: all of DP-SGD, as a plan says."""
 
 from lepton_jax.gradients import accumulate
-from lepton_jax.privacy.accounting import Plan
 from lepton_jax.privacy.clipping import clipped
 from lepton_jax.privacy.engine import Engine, vmapped
 from lepton_jax.privacy.noise import noised
+from lepton_jax.privacy.plans import Plan
 from lepton_jax.types import GradFn, Loss
 
 
