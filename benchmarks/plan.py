@@ -2,7 +2,7 @@
 
     python -m benchmarks.plan
 
-Three recipes on the meshes of the law's table, and on those of 64 devices that a plan looks at. Predicted is what the
+Four recipes on the meshes of the law's table, and on those of 64 devices that a plan looks at. Predicted is what the
 shardings say, plus the temporaries of a rehearsal on fewer devices; it is held against arguments + outputs - aliased +
 temporaries of the whole program, compiled for all of the devices. Where at most four devices share in the batch the
 rehearsal is the program itself, and its temporaries are XLA's own. The value is the largest error, the bar 10 %.
@@ -20,9 +20,11 @@ RECIPES = {
     "mlp": ("resnet", "--model", "mlp", "--batch-size", "256"),
     "resnet20": ("resnet", "--model", "resnet20", "--batch-size", "256"),
     "vit": ("vit", "--batch-size", "256"),
+    "stacked": ("vit", "--stacked", "--depth", "8", "--batch-size", "256"),
 }
-MESHES = ("1x1", "8x1", "4x2", "2x4", "1x8", "fsdp=8", "data=2,fsdp=2,model=2")
-LARGE = ("64x1", "data=8,fsdp=8", "fsdp=64", "32x2", "data=4,fsdp=8,model=2", "fsdp=32,model=2", "16x4", "8x8")
+MESHES = ("1x1", "8x1", "4x2", "2x4", "1x8", "fsdp=8", "data=2,fsdp=2,model=2", "pipe=4,data=2", "sequence=4,data=2")
+SPLIT = ("64x1", "data=8,fsdp=8", "fsdp=64", "32x2", "data=4,fsdp=8,model=2", "fsdp=32,model=2", "16x4", "8x8")
+LARGE = (*SPLIT, "data=16,sequence=4", "data=4,fsdp=8,sequence=2", "data=16,pipe=4", "data=4,fsdp=8,pipe=2")
 
 
 def work(name: str, *flags: str) -> lp.plan.Work:
@@ -40,7 +42,7 @@ def main(
     """Predict, compile, compare.
 
     Args:
-        models: The recipes: mlp, resnet20, vit.
+        models: The recipes: mlp, resnet20, vit, stacked.
         meshes: The meshes.
         microbatches: Numbers of microbatches; where they do not divide the batch, one.
     """

@@ -93,6 +93,11 @@ def make(axes: Mapping[str, int] | str | None = None) -> Mesh:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=kinds, devices=devices[:needed])
 
 
+def abstract(axes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of these axes without devices, to lay shapes over and to trace under."""
+    return AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
 def automatic() -> AbstractMesh | None:
     """The mesh that `jax.set_mesh` has set, where the compiler lays arrays over all of its axes; None elsewhere.
 

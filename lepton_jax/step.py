@@ -127,17 +127,17 @@ def compile(
 
     Metrics come back whole on every device. Calling it with other shapes raises, so nothing recompiles unseen.
     """
-    return lower(step, state, batch, mesh, rules).compile()
+    return trace(step, state, batch, mesh, rules).lower().compile()
 
 
-def lower(
+def trace(
     step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
     state: TrainState,
     batch: Mapping[str, Any],
     mesh: Mesh,
     rules: Sequence[Rule] = (),
 ) -> Any:
-    """The step traced for states and batches like these and laid over the mesh, ready for the compiler."""
+    """The step traced for states and batches like these, to be laid over the mesh: `.jaxpr`, and `.lower()`."""
     lie = meshes.shardings(state, mesh, rules)
     rows = jax.tree.map(lambda _: meshes.batch_sharding(mesh), dict(batch))
     used = meshes.shardings(state, mesh, rules, fsdp=False).params
@@ -150,7 +150,7 @@ def lower(
 
     jitted = jax.jit(gathered, in_shardings=(lie, rows), out_shardings=(lie, meshes.replicated(mesh)), donate_argnums=0)
     with jax.set_mesh(mesh):
-        return jitted.lower(shapes(state), shapes(dict(batch)))
+        return jitted.trace(shapes(state), shapes(dict(batch)))
 
 
 def shapes(arrays: PyTree) -> PyTree:

@@ -14,6 +14,7 @@ import pytest
 import lepton_jax as lp
 from experiments import resnet
 from lepton_jax import mesh, plan
+from lepton_jax.compress import programs
 from lepton_jax.errors import InputError
 from lepton_jax.plan import __main__ as command
 from lepton_jax.plan import accelerators, auto, choice, collectives, prediction, rehearsal, table
@@ -93,15 +94,13 @@ def test_bytes_and_starts_are_counted_by_kind_and_group_with_loops():
 
 
 def test_what_a_scan_multiplies_counts_for_each_of_its_rounds():
-    def step(microbatches):
-        def scanned(state, batch):
-            return jax.lax.scan(lambda x, _: (x @ state, None), batch["input"] @ state, None, length=5)[0], {}
+    def scanned(state, x):
+        return jax.lax.scan(lambda x, _: (x @ state, None), x @ state, None, length=5)[0]
 
-        return scanned
-
-    batch = {"input": jax.ShapeDtypeStruct((4, 4), jnp.float32)}
-    scanning = plan.Work(step, jax.ShapeDtypeStruct((4, 4), jnp.float32), batch)
-    assert rehearsal.rounds(scanning) == 3  # six products, of which a count that goes through once sees two
+    one = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    traced = jax.make_jaxpr(scanned)(one, one).jaxpr
+    assert rehearsal.rounds(traced) == 3  # six products, of which a count that goes through once sees two
+    assert rehearsal.rounds(jax.make_jaxpr(jnp.sin)(one).jaxpr, 4) == 4
 
 
 GROUPS = {
@@ -170,6 +169,52 @@ def test_candidates_are_meshes_of_all_devices_that_divide_the_batch():
     with pytest.raises(InputError, match="a batch of 20, in 1 microbatch") as error:
         choice.candidates(work(20), 64)
     assert "a batch of 64" in error.value.remedy
+
+
+def transformer(size=16, depth=4) -> plan.Work:
+    """A small transformer with stacked blocks, on batches of `size`."""
+    network = lp.models.stacked.vision_transformer(lp.models.vit.Size(16, depth, 4), 10, patch=4)
+    optimizer = lp.optimizers.build("sgd", 0.1)
+    gradient = lp.plain(lp.supervised(network, lp.cross_entropy()))
+    batch = {
+        "input": jax.ShapeDtypeStruct((size, 8, 8, 1), jnp.float32),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    state = jax.eval_shape(lambda: lp.initial(network, optimizer, jax.random.key(0), batch["input"]))
+    return plan.Work(lambda n: lp.descend(lp.accumulate(gradient, n), optimizer), state, batch, network.rules)
+
+
+def test_axes_that_a_transformer_splits_are_candidates():
+    """Heads and hidden units over 2 and 4, tokens over any, blocks over what divides them."""
+    found = {choice.text(axes) for axes in choice.candidates(transformer(), 8)}
+    assert {"4x2", "2x4", "data=4,sequence=2", "sequence=8", "data=4,pipe=2", "data=2,pipe=4"} <= found
+    assert "pipe=8" not in found
+    assert not any("pipe" in axes for axes in choice.candidates(transformer(depth=3), 8))
+
+
+@pytest.mark.parametrize("axes", ["fsdp=8,pipe=2", "data=2,fsdp=4,sequence=2"])
+def test_stages_and_tokens_are_rehearsed_on_few_devices(axes):
+    """Sixteen devices by eight: the rehearsal's own report is of another mesh than the prediction is for."""
+    axes, work = mesh.parse(axes), transformer(32)
+    found, held = plan.Predictor(work).predict(axes, 1), prediction.resident(work, axes)
+    assert mesh.size(plan.Predictor(work).stand_in(axes)) == 8
+    inner = {"pipe": 2, "fsdp": 4} if "pipe" in axes else {"sequence": 2, "fsdp": 4}
+    report = plan.rehearse(work, inner, 16, 1)
+    assert (found.state, found.temporaries) == (held.state, report.temporaries)
+    assert all(group in (2, 4, 8, 16) for _, group in found.moved)
+
+
+def test_stages_multiply_in_every_round_of_the_pipeline():
+    """Two stages, the batch in eight microbatches of two: nine rounds of two layers, of which a count sees one."""
+
+    def staged(layers, x):
+        return lp.models.pipeline.pipelined(lambda own, x, keys: x @ own, layers, x, None)
+
+    layers, x = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 8, 8), (16, 8)))
+    with jax.sharding.use_abstract_mesh(mesh.abstract({"pipe": 2})):
+        traced = jax.make_jaxpr(staged)(layers, x).jaxpr
+    assert programs.multiplications(traced) == 2 * 9 * 2 * 2 * 64  # on both devices
+    assert rehearsal.rounds(traced) == 18
 
 
 def test_a_named_mesh_must_divide_the_batch():

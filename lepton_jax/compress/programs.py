@@ -98,8 +98,9 @@ def body(equation: Any) -> ClosedJaxpr:
 def macs(model: Model, variables: Variables, inputs: Any) -> int:
     """Multiply-accumulates of convolutions and matrix products in one evaluation of `inputs`; give one example.
 
-    variables, inputs: arrays or shapes; nothing is computed. A scan counts for each of its rounds, of branches the
-    dearest. Raises InputError for products in a while loop, whose rounds only the data know.
+    variables, inputs: arrays or shapes; nothing is computed. A scan counts for each of its rounds, a `shard_map` for
+    each of its devices, of branches the dearest. Raises InputError for products in a while loop, whose rounds only the
+    data know.
     """
     return multiplications(jax.make_jaxpr(lambda v, x: model.apply(v, x, False, None))(variables, inputs).jaxpr)
 
@@ -123,6 +124,8 @@ def _of_equation(equation: Any, rounds: bool) -> int:
         raise InputError("the model multiplies in a while loop, whose rounds are unknown", "use a scan or a fori_loop")
     if name == "cond":
         return max(inner)
+    if name == "shard_map":
+        return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return sum(inner) * (params["length"] if name == "scan" and rounds else 1)
 
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import InputError
-from lepton_jax.plan import prediction
+from lepton_jax.plan import prediction, rehearsal
 from lepton_jax.plan.accelerators import Accelerator
 from lepton_jax.plan.prediction import Prediction, Predictor
 from lepton_jax.plan.rehearsal import Work
 
-TENSOR = (1, 2, 4, 8)  # the model axis sends most, so it stays within a server
+INNER = (2, 4, 8)  # axes that split no batch send most, so they stay within a server
 GROUP = 8  # over more devices than a server has, fsdp may also gather within each
 SAFE = 0.9  # of the memory is planned with: predictions are held to 10 %
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -36,22 +36,19 @@ def given(work: Work, mesh: str, microbatches: int = 1) -> list[dict[str, int]]:
 
 
 def candidates(work: Work, devices: int, microbatches: int = 1) -> list[dict[str, int]]:
-    """Meshes of all the devices that divide the batch into microbatches: data x fsdp x model, few of a kind.
+    """Meshes of all the devices that divide the batch into microbatches: data x fsdp, and beside them one of the axes
+    that split no batch, where the step lays something over it; few of a kind. With virtual shards, data alone.
 
-    The model axis only where the model's rules split something over it; with virtual shards, data alone. Raises
-    InputError where no mesh divides the batch.
+    Raises InputError where no mesh divides the batch.
     """
-    whole = prediction.resident(work, {"data": 1}).state
     found = []
-    for model in TENSOR if work.shards is None else (1,):
-        shards = devices // model
-        if devices % model or work.size % (shards * microbatches) or (work.shards or shards) % shards:
-            continue
-        if model > 1 and prediction.resident(work, {"data": 1, "model": model}).state == whole:
+    for inner in [{}] if work.shards else inner_axes(work, devices):
+        shards = devices // meshes.size(inner)
+        if work.size % (shards * microbatches) or (work.shards or shards) % shards:
             continue
         for fsdp in (1,) if work.shards else sorted({1, min(GROUP, shards), shards}):
             if shards % fsdp == 0:
-                found.append({"data": shards // fsdp, "fsdp": fsdp, "model": model})
+                found.append({"data": shards // fsdp, "fsdp": fsdp, **inner})
     if not found:
         parts = devices * microbatches
         problem = f"a batch of {work.size}, in {microbatches} microbatch(es), divides over no mesh of {devices} devices"
@@ -59,10 +56,24 @@ def candidates(work: Work, devices: int, microbatches: int = 1) -> list[dict[str
     return [named(axes) for axes in found]
 
 
+def inner_axes(work: Work, devices: int) -> list[dict[str, int]]:
+    """None, and each of "model", "sequence" and "pipe" with each of its sizes over which the step lays something."""
+    whole = prediction.resident(work, {"data": 1}).state
+    sizes = [size for size in INNER if devices % size == 0]
+    # over tokens lies nothing that rests, so the step itself has to say; it says the same of every size
+    found = [{"sequence": size} for size in sizes] if sizes and _splits_tokens(work, sizes[0]) else []
+    laid = ({axis: size} for axis in ("model", "pipe") for size in sizes)
+    return [{}, *(axes for axes in laid if prediction.resident(work, {"data": 1, **axes}).state != whole), *found]
+
+
+def _splits_tokens(work: Work, size: int) -> bool:
+    return "sequence" in rehearsal.laid_over(work, {"data": 1, "sequence": size})
+
+
 def named(axes: Mapping[str, int]) -> dict[str, int]:
-    """The axes as a command line names them: data x model without fsdp, else those that have more than one device."""
-    if axes["fsdp"] == 1:
-        return {"data": axes["data"], "model": axes["model"]}
+    """The axes as a command line names them: data x model where there is no other, else those of more than one."""
+    if set(axes) <= {"data", "fsdp", "model"} and axes["fsdp"] == 1:
+        return {"data": axes["data"], "model": axes.get("model", 1)}
     return {axis: size for axis, size in axes.items() if size > 1}
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
 
 from lepton_jax import mesh as meshes
 from lepton_jax.plan import rehearsal
@@ -70,7 +69,6 @@ class Predictor:
 
     def __init__(self, work: Work):
         self.work = work
-        self._rounds = functools.cache(lambda: rehearsal.rounds(work))
         self._rehearsed = functools.cache(self._compiled)
 
     def predict(self, axes: Mapping[str, int], microbatches: int) -> Prediction:
@@ -84,8 +82,8 @@ class Predictor:
             batch=held.batch,
             temporaries=report.temporaries,
             outputs=report.outputs,
-            flops=report.flops * microbatches * self._rounds(),
-            accessed=report.accessed * microbatches * self._rounds(),
+            flops=report.flops * report.rounds,
+            accessed=report.accessed * report.rounds,
             moved=regrouped(report.moved, few, axes),
             launched=report.launched,
         )
@@ -128,8 +126,7 @@ class Resident(NamedTuple):
 
 def resident(work: Work, axes: Mapping[str, int]) -> Resident:
     """What a device of such a mesh holds, from the shardings alone; no device is needed."""
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
-    layout = meshes.shardings(work.state, mesh, work.rules)
+    layout = meshes.shardings(work.state, meshes.abstract(axes), work.rules)
     pairs = zip(jax.tree.leaves(work.state), jax.tree.leaves(layout), strict=True)
     state = sum(math.prod(lies.shard_shape(x.shape)) * x.dtype.itemsize for x, lies in pairs)
     return Resident(state, nbytes(work.batch) // batch_shards(axes))

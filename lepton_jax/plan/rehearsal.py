@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import Jaxpr
 
 from lepton_jax import mesh as meshes
+from lepton_jax import sharding
 from lepton_jax import step as steps
 from lepton_jax.compress import programs
 from lepton_jax.errors import InputError
@@ -42,7 +44,10 @@ class Work(NamedTuple):
 
 
 class Report(NamedTuple):
-    """XLA's report of a program, for one device: bytes, FLOPs, bytes read and written, bytes moved, collectives."""
+    """XLA's report of a program, for one device: bytes, FLOPs, bytes read and written, bytes moved, collectives.
+
+    XLA counts FLOPs and what is read and written as if each loop went round once: `rounds` times as much is done.
+    """
 
     arguments: float
     outputs: float  # beyond those that take an argument's place
@@ -51,6 +56,7 @@ class Report(NamedTuple):
     accessed: float
     moved: Counter[Collective]
     launched: int
+    rounds: float
 
     @property
     def peak(self) -> float:
@@ -58,14 +64,22 @@ class Report(NamedTuple):
         return self.arguments + self.outputs + self.temporaries
 
 
+def laid_over(work: Work, axes: Mapping[str, int]) -> set[str]:
+    """The axes over which the step itself lays anything, beside what rests; no device is needed."""
+    with jax.sharding.use_abstract_mesh(meshes.abstract(axes)):
+        traced = jax.make_jaxpr(work.step(1))(work.state, dict(work.batch))
+    return set(sharding.named(traced.jaxpr))
+
+
 def rehearse(work: Work, axes: Mapping[str, int], size: int, microbatches: int = 1) -> Report:
     """Compile the step for these axes and a batch of `size`, as quickly as the compiler can, and read its report."""
     batch = {name: jax.ShapeDtypeStruct((size, *rows.shape[1:]), rows.dtype) for name, rows in work.batch.items()}
-    lowered = steps.lower(work.step(microbatches), work.state, batch, meshes.make(axes), work.rules)
-    return read(lowered.compile(compiler_options=QUICK.get(jax.default_backend())))
+    traced = steps.trace(work.step(microbatches), work.state, batch, meshes.make(axes), work.rules)
+    compiled = traced.lower().compile(compiler_options=QUICK.get(jax.default_backend()))
+    return read(compiled, rounds(traced.jaxpr.jaxpr, microbatches))
 
 
-def read(compiled: Any) -> Report:
+def read(compiled: Any, rounds: float) -> Report:
     """The report of a compiled program. Raises InputError for one whose traffic only its data know."""
     memory, cost, program = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     try:
@@ -80,14 +94,17 @@ def read(compiled: Any) -> Report:
         accessed=cost.get("bytes accessed", 0.0),
         moved=moved,
         launched=launched,
+        rounds=rounds,
     )
 
 
-def rounds(work: Work) -> float:
-    """How many times as much the step multiplies as a count that goes through each scan once, as XLA's does."""
-    traced = jax.make_jaxpr(work.step(1))(work.state, dict(work.batch)).jaxpr
+def rounds(traced: Jaxpr, microbatches: int = 1) -> float:
+    """How many times as much a program multiplies as a count that goes through each scan once, as XLA's does.
+
+    Where nobody knows, for there are no products or only in a loop of unknown length, once for each microbatch.
+    """
     try:
         once = programs.multiplications(traced, rounds=False)
-        return programs.multiplications(traced) / once if once else 1.0
-    except InputError:  # products in a loop of unknown length: then nobody knows
-        return 1.0
+        return programs.multiplications(traced) / once if once else microbatches
+    except InputError:
+        return microbatches
