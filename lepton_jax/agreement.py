@@ -49,6 +49,17 @@ def all_of(holds: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(holds))))
 
 
+def least(number: float) -> float:
+    """The least of what the processes have."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    # as text of fixed length: arrays would round it to float32
+    said = np.frombuffer(number.hex().ljust(32).encode(), np.uint8)
+    return min(float.fromhex(bytes(row).decode()) for row in multihost_utils.process_allgather(said).astype(np.uint8))
+
+
 def together(name: str) -> None:
     """Wait until every process has come here."""
     if jax.process_count() > 1:

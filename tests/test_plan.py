@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import pathlib
 import subprocess
 import sys
 from collections import Counter
@@ -16,11 +18,13 @@ from experiments import resnet
 from lepton_jax import mesh, plan
 from lepton_jax.compress import programs
 from lepton_jax.errors import InputError
+from lepton_jax.launch.supervisor import free_port
 from lepton_jax.plan import __main__ as command
-from lepton_jax.plan import accelerators, auto, choice, collectives, prediction, rehearsal, table
+from lepton_jax.plan import accelerators, auto, choice, collectives, making, prediction, rehearsal, table
 from lepton_jax.plan.collectives import Collective
 from lepton_jax.plan.prediction import Prediction
 
+ROOT = pathlib.Path(__file__).parent.parent
 H100 = plan.ACCELERATORS["h100"]
 
 
@@ -335,36 +339,63 @@ def test_the_command_plans_for_devices_that_are_not_there():
     assert "checked    compiled whole, XLA reports" in done.stdout
 
 
+SMALL = ["--model", "mlp", "--epochs", "1", "--warmup-epochs", "0", "--examples", "256", "--batch-size", "128"]
+AUTO = ["--mesh", "auto", "--microbatches", "auto"]
+
+
 def run(directory, *flags) -> dict:
     """The config.json of a short run."""
-    flags = (
-        "--model",
-        "mlp",
-        "--epochs",
-        "1",
-        "--warmup-epochs",
-        "0",
-        "--examples",
-        "256",
-        "--batch-size",
-        "128",
-        *flags,
-    )
-    config = lp.cli.parse(resnet.Config, resnet.PRESETS, [*flags, "--run", str(directory)], "p")
+    config = lp.cli.parse(resnet.Config, resnet.PRESETS, [*SMALL, *flags, "--run", str(directory)], "p")
     config.check()
     resnet.main(config)
     return json.loads((directory / "config.json").read_text())["config"]
 
 
 def test_auto_is_resolved_before_the_run_and_kept_when_it_resumes(tmp_path, monkeypatch, capsys):
-    auto_ = ("--mesh", "auto", "--microbatches", "auto")
     monkeypatch.setattr(auto, "room", lambda: 0.45e6)
-    made = run(tmp_path / "a", *auto_)
+    made = run(tmp_path / "a", *AUTO)
     assert mesh.size(mesh.parse(made["mesh"])) == jax.device_count()
     assert made["microbatches"] >= 1
     assert f"plan       --mesh {made['mesh']} --microbatches {made['microbatches']}" in capsys.readouterr().out
     monkeypatch.setattr(auto, "room", lambda: 1e12)
-    assert run(tmp_path / "a", *auto_) == made
+    assert run(tmp_path / "a", *AUTO) == made
+
+
+def test_another_process_plans_alike_and_says_alike_what_is_wrong():
+    config = lp.cli.parse(resnet.Config, resnet.PRESETS, [*SMALL, "--mesh", "2x1"], "p")
+    recipe = resnet.compose(config)
+    about = 2, None, 1e9, "v5e"
+    assert making.apart(config, *about) == making.here(recipe, config, *about)
+    with pytest.raises(InputError) as found:
+        making.apart(config, 2, 1, 1e4, "v5e")
+    with pytest.raises(InputError) as expected:
+        making.here(recipe, config, 2, 1, 1e4, "v5e")
+    assert (found.value.problem, found.value.remedy) == (expected.value.problem, expected.value.remedy)
+
+
+def test_what_another_process_cannot_import_is_not_planned_there(monkeypatch):
+    monkeypatch.setattr(resnet.Config, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    with pytest.raises(InputError, match="cannot import what has no module"):
+        making.apart(resnet.Config(), 4, None, 1e9, "v5e")
+
+
+def test_two_processes_are_told_one_plan(tmp_path):
+    command = [sys.executable, "-m", "experiments.resnet", *SMALL, *AUTO, "--run", str(tmp_path / "run")]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "LEPTON_PROCESSES": "2"}
+    environment["LEPTON_COORDINATOR"] = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            command, env=environment | {"LEPTON_PROCESS_ID": str(n)}, cwd=ROOT, stdout=-1, stderr=-1, text=True
+        )
+        for n in range(2)
+    ]
+    (first, error), (second, _) = (process.communicate(timeout=300) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], error
+    made = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert mesh.size(mesh.parse(made["mesh"])) == 4
+    assert f"plan       --mesh {made['mesh']} --microbatches {made['microbatches']}" in first
+    assert "plan  " not in second
 
 
 def test_microbatches_are_as_few_as_fit_a_given_mesh(tmp_path, monkeypatch):

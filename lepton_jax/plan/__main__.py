@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     config = configured(module, request, [other for other in others if other != "--"])
     devices = f"{request.devices} x {accelerator.name}"
     print(f"planning   {request.experiment} on {devices}, a batch of {config.batch_size:,}", flush=True)
-    simulate(max(SIMULATED, request.devices if request.devices <= CHECKED else 0))
+    simulate(request.devices)
     from lepton_jax import preparation
     from lepton_jax.plan import work
 
@@ -86,11 +86,11 @@ def configured(module: Any, request: Request, flags: list[str]) -> Config:
 
 
 def simulate(devices: int) -> None:
-    """Start JAX on so many simulated devices, whatever accelerators this machine has."""
+    """Start JAX on as many simulated devices as plans for so many take, whatever accelerators this machine has."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    mesh.simulate(devices)
+    mesh.simulate(max(SIMULATED, devices if devices <= CHECKED else 0))
 
 
 def show(recipe: Any, config: Config, devices: int, memory: float, accelerator: Accelerator) -> None:

@@ -7,15 +7,14 @@ import re
 
 import jax
 
-from lepton_jax import runs, summary
+from lepton_jax import agreement, runs, summary
 from lepton_jax.config import Config
-from lepton_jax.errors import InputError
-from lepton_jax.plan import accelerators, choice
-from lepton_jax.plan.prediction import Predictor
-from lepton_jax.plan.work import in_microbatches, of_recipe
+from lepton_jax.plan import accelerators, making
+from lepton_jax.plan.choice import size
+from lepton_jax.plan.work import in_microbatches
 from lepton_jax.recipe import Recipe
 
-AUTO = "auto"
+AUTO = making.AUTO
 
 
 def asked(config: Config) -> bool:
@@ -26,27 +25,23 @@ def asked(config: Config) -> bool:
 def resolved(recipe: Recipe, config: Config) -> tuple[Recipe, Config]:
     """The recipe and its flags with what is left to `auto` chosen, and said.
 
-    A run that goes on keeps its microbatches, which are part of what it computes. Raises InputError where nothing
-    fits, and for a run of several processes.
+    A run that goes on keeps its microbatches, which are part of what it computes. The first of several processes has
+    the plan made for all of them, by the least memory that one of them has. Raises InputError where nothing fits.
     """
-    if jax.process_count() > 1:
-        problem = f"auto plans for one process, and this run has {jax.process_count()}"
-        raise InputError(problem, "give --mesh and --microbatches as python -m lepton_jax.plan finds them")
-    work, devices, number, memory = of_recipe(recipe, config), jax.device_count(), fixed(config), room()
-    if config.mesh == AUTO:
-        axes = choice.candidates(work, devices, number or 1)
-    else:
-        axes = choice.given(work, config.mesh or f"{devices}x1", number or 1)
+    memory = agreement.least(room())
     accelerator = accelerators.of_kind(jax.devices()[0].device_kind) or accelerators.ACCELERATORS["h100"]
-    plan = choice.planned(Predictor(work), axes, memory, accelerator, config.precision, number)
-    if plan.chosen is None:
-        raise choice.too_large(plan, memory)
-    mesh, number = choice.text(plan.chosen.axes), plan.chosen.microbatches
-    needed = f"{choice.size(plan.chosen.memory)} of {choice.size(memory)} on each device"
-    said = f"--mesh {mesh} --microbatches {number}: {needed}, as predicted"
-    print(*summary.labelled("plan", said), sep="\n", flush=True)
-    chosen = dataclasses.replace(config, mesh=mesh, microbatches=number)
-    return in_microbatches(recipe, config, number), chosen
+
+    def choose() -> making.Choice:
+        about = jax.device_count(), fixed(config), memory, accelerator.name
+        return making.here(recipe, config, *about) if jax.process_count() == 1 else making.apart(config, *about)
+
+    found = making.Choice(*agreement.shared(choose))
+    if agreement.is_first():
+        needed = f"{size(found.memory)} of {size(memory)} on each device"
+        said = f"--mesh {found.mesh} --microbatches {found.microbatches}: {needed}, as predicted"
+        print(*summary.labelled("plan", said), sep="\n", flush=True)
+    settled = dataclasses.replace(config, mesh=found.mesh, microbatches=found.microbatches)
+    return in_microbatches(recipe, config, found.microbatches), settled
 
 
 def fixed(config: Config) -> int | None:
