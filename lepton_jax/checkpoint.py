@@ -105,6 +105,8 @@ class Checkpoints:
     def _writing(self, place: Any = None) -> Iterator[None]:
         try:
             yield
+        except InputError:  # it has been said
+            raise
         except (OSError, ValueError) as error:
             raise InputError(*_unwritten(place or self._manager.directory, error)) from error
 

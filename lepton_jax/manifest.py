@@ -6,6 +6,7 @@ complete, so a crash may leave a step without one; what its leaves hold is verif
 
 import json
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 NAME = "files.json"
@@ -41,9 +42,16 @@ def damage(place: Path) -> str | None:
 
 def listed(place: Path) -> dict[str, tuple[int, str]]:
     """{path: (length, checksum)} of the files under a directory but for the list itself."""
-    paths = (folder / name for folder, _, names in place.walk() for name in names)
-    files = {str(path.relative_to(place)): path for path in paths}
-    return {name: entry(path) for name, path in sorted(files.items()) if not name.startswith(NAME)}
+    return {name: entry(path) for name, path in sorted(_files(place)) if not name.startswith(NAME)}
+
+
+def _files(place: Path, within: str = "") -> Iterator[tuple[str, Path]]:
+    """(its path below the directory, itself) of every file; by names, as walk() of a store gives other paths."""
+    for path in place.iterdir():
+        if path.is_dir():
+            yield from _files(path, f"{within}{path.name}/")
+        else:
+            yield within + path.name, path
 
 
 def entry(path: Path) -> tuple[int, str]:
