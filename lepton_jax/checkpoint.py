@@ -20,13 +20,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from lepton_jax import agreement, digests, errors, files, manifest, selection, tree
+from lepton_jax import agreement, digests, files, manifest, selection, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import DamagedError, InputError
 from lepton_jax.types import Rule, TrainState
 
 ASIDE = "quarantine"  # in the directory of the checkpoints
-STORES = {"gs": "gcsfs", "s3": "s3fs"}  # what reads their listings; the arrays go through Orbax's own tensorstore
+STORE, LISTING = "gs", "gcsfs"  # what Orbax writes to beside paths, and what reads its listings
 
 
 class Checkpoints:
@@ -224,17 +224,18 @@ class Checkpoints:
 
 
 def located(directory: str | pathlib.Path) -> Any:
-    """Where checkpoints lie: a path of this machine, absolute, or one of a store: gs://BUCKET/PATH, s3://BUCKET/PATH.
+    """Where checkpoints lie: a path of this machine, absolute, or gs://BUCKET/PATH.
 
-    Raises InputError for a store of another kind, and where the library for it is missing.
+    Raises InputError for a store of another kind (Orbax 0.12 writes no arrays to s3://), and where gcsfs is missing.
     """
     text = str(directory)
     if "://" not in text:
         return pathlib.Path(directory).absolute()
-    scheme = text.split("://")[0]
-    library = errors.named("kind of store", scheme, STORES)
-    if importlib.util.find_spec(library) is None:
-        problem = f"--checkpoints {text} needs {library}, which is not installed"
+    if (scheme := text.split("://")[0]) != STORE:
+        problem = f"--checkpoints {text} is no place that Orbax writes to: it knows paths and gs://, not {scheme}://"
+        raise InputError(problem, "mount the bucket, and give the path at which it is mounted")
+    if importlib.util.find_spec(LISTING) is None:
+        problem = f"--checkpoints {text} needs {LISTING}, which is not installed"
         raise InputError(problem, 'pip install "lepton-jax[stores]"')
     from etils import epath
 

@@ -105,7 +105,7 @@ class Config:
     checkpoint_every: float = 1.0
     """Epochs between checkpoints."""
     checkpoints: str | None = None
-    """Where the checkpoints lie: a path, gs://BUCKET/PATH or s3://BUCKET/PATH. Default: RUN/checkpoints."""
+    """Where the checkpoints lie: a path or gs://BUCKET/PATH. Default: RUN/checkpoints."""
     keep: int = 2
     """Checkpoints to keep, beside the best by the monitored metric."""
     rollbacks: int = 3
