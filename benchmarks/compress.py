@@ -30,6 +30,7 @@ BARS: dict[str, dict[str, float]] = {
     "prune80": {"size": 3.3, "points": 0.3},
     "prune90": {"size": 6, "points": 0.8},
     "lowrank": {"size": 2, "speed128": 1.5, "points": 0.5},
+    "lowrank-svd": {"size": 2, "speed128": 1.5, "points": 0.5},
     "compose": {"size": 8, "speed128": 1.5, "points": 0.5},
     "prune80-int8": {"size": 9, "points": 0.5},
 }

@@ -75,15 +75,19 @@ def pruned(sparsity: float) -> Make:
     return make
 
 
-def low_rank(job: Job) -> Small:
-    """Kernels as products of smaller ones with 0.45 of the parameters, tuned factor by factor."""
-    run, images = job.run, compaction.images(job.run)
-    moments = compress.measured(run.model, run.variables, images, compress.second_moment)
-    norm = compress.output_error(moments)
-    parts = compress.factorized(compress.by_ratio(0.45), convolution=compress.tucker, norm=norm)
-    applied = Small(compress.applied(run.model), run.variables)
-    variables, state = job.tuned(compress.by_factors(parts), applied)
-    return Small(run.model, {**variables, "params": parts.pack(variables["params"], state)})
+def low_rank(convolution: compress.Method, ratio: float) -> Make:
+    """Kernels as products of smaller ones with a share of the parameters, tuned factor by factor."""
+
+    def make(job: Job) -> Small:
+        run, images = job.run, compaction.images(job.run)
+        moments = compress.measured(run.model, run.variables, images, compress.second_moment)
+        norm = compress.output_error(moments)
+        parts = compress.factorized(compress.by_ratio(ratio), convolution=convolution, norm=norm)
+        applied = Small(compress.applied(run.model), run.variables)
+        variables, state = job.tuned(compress.by_factors(parts), applied)
+        return Small(run.model, {**variables, "params": parts.pack(variables["params"], state)})
+
+    return make
 
 
 def as_it_is(job: Job, small: Small) -> Small:
@@ -165,7 +169,8 @@ RECIPES: dict[str, tuple[Make, Ship]] = {
     "prune80-int8": (eighty, sparse(compress.quantized(8))),
     "prune90": (pruned(0.9), sparse()),
     "channels2x": (narrow, as_it_is),
-    "lowrank": (low_rank, as_it_is),
+    "lowrank": (low_rank(compress.tucker, 0.45), as_it_is),
+    "lowrank-svd": (low_rank(compress.svd, 0.35), as_it_is),
     "compose": (narrow, integers),
 }
 """What is made smaller, perhaps by training, and how it is shipped."""

@@ -17,7 +17,7 @@ from lepton_jax.compress.channels import (
     taylor,
 )
 from lepton_jax.compress.comparison import audit, require
-from lepton_jax.compress.decompositions import svd, tucker
+from lepton_jax.compress.decompositions import Method, svd, tucker
 from lepton_jax.compress.densities import each, erdos_renyi, erdos_renyi_kernel, uniform
 from lepton_jax.compress.dependencies import graph
 from lepton_jax.compress.distill import attention, beside, decoupled, fitnet, hinted, hinton, unhinted
@@ -45,6 +45,7 @@ __all__ = [
     "Compression",
     "Constant",
     "Factored",
+    "Method",
     "Quantized",
     "Sparse",
     "across",
