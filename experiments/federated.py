@@ -58,34 +58,20 @@ class Config(lp.cli.Config):
     """Make three runs: centralized, with IID clients, and as the flags say; comparison.html lays them side by side."""
 
 
+SGD = Config(momentum=0.0, weight_decay=0.0, schedule="constant", log_every=5)
 PRESETS = {
-    "digits": Config(
-        epochs=20,
-        batch_size=16,
-        learning_rate=0.1,
-        momentum=0.0,
-        weight_decay=0.0,
-        schedule="constant",
-        log_every=5,
-        eval_every=2,
-        checkpoint_every=4,
-    ),
-    "smoke": Config(epochs=1, momentum=0.0, weight_decay=0.0, schedule="constant", log_every=1, local_epochs=1),
-    "cifar10": Config(
+    "digits": replace(SGD, epochs=20, batch_size=16, eval_every=2, checkpoint_every=4),
+    "smoke": replace(SGD, epochs=1, local_epochs=1, log_every=1),
+    "cifar10": replace(
+        SGD,
         data="cifar10",
         model="cnn",
         partition="dirichlet:0.3",
         clients=100,
         cohort=16,
-        local_epochs=2,
-        epochs=10,
         batch_size=32,
         learning_rate=0.05,
-        momentum=0.0,
-        weight_decay=0.0,
-        schedule="constant",
         augment=True,
-        log_every=5,
     ),
 }
 
@@ -110,10 +96,12 @@ def compose(config: Config) -> "lp.recipe.Recipe":
         schedule, optimizer = lp.recipe.optimization(config, stream)
         step, stats = lp.recipe.step(config, loss, optimizer)
     else:
-        stream = cohorts(config, dataset)
-        combine = lp.federated.robust.build(config.combine)
-        gradient = lp.federated.federated(client(config, loss), combine)
-        step, stats, schedule, optimizer = server(config, stream, gradient)
+        stream, algorithm = cohorts(config, dataset), chosen(config)
+        rate = lp.federated.algorithms.rate(config.algorithm, config.server_learning_rate)
+        schedule = lp.recipe.scheduled(replace(config, learning_rate=rate), stream)
+        optimizer = algorithm.server(schedule)
+        client, combine = algorithm.trained(*local(config, loss)), lp.federated.robust.build(config.combine)
+        step, stats = update(config, algorithm, lp.federated.federated(client, combine), optimizer)
         if "clients" in stats:
             model = model._replace(rules=lp.federated.rules(model.rules))
     return lp.recipe.Recipe("federated", dataset, stream, model, criterion, optimizer, schedule, step, around, stats)
@@ -130,57 +118,29 @@ def cohorts(config: Config, dataset: "lp.data.Dataset") -> "lp.federated.Cohorts
     )
 
 
-def chosen(config: Config) -> "tuple[lp.federated.algorithms.Algorithm, dict]":
-    """The algorithm, and the stats that it and the form of the updates start from."""
-    algorithm = lp.federated.algorithms.build(
-        config.algorithm, learning_rate=config.learning_rate, clients=config.clients, strength=config.proximal
-    )
-    residual = {} if config.update == "full" else {"residual": lp.federated.compression.started}
-    return algorithm, algorithm.stats(config.clients, **residual)
-
-
-def client(config: Config, loss: "lp.types.Loss") -> "lp.federated.Client":
-    """What a client does in a round."""
-    algorithm, _ = chosen(config)
-    gradient, optimizer = local(config, loss)
-
-    def around(client: "lp.federated.Client") -> "lp.federated.Client":
-        if config.update != "full":
-            code = lp.errors.named("form of updates", config.update, lp.federated.compression.CODES)
-            client = lp.federated.compressed(client, code())
-        return client if config.client_clip is None else lp.federated.clipped(client, config.client_clip)
-
-    return lp.federated.algorithms.client(algorithm, gradient, optimizer, around)
+def chosen(config: Config) -> "lp.federated.algorithms.Algorithm":
+    """The algorithm, and the form in which its updates travel."""
+    rates = {"learning_rate": config.learning_rate, "strength": config.proximal}
+    algorithm = lp.federated.algorithms.build(config.algorithm, clients=config.clients, **rates)
+    if config.update != "full":
+        code = lp.errors.named("form of updates", config.update, lp.federated.compression.CODES)()
+        algorithm = algorithm.sending(lambda client: lp.federated.compressed(client, code), residual=lp.tree.zeros)
+    if config.client_clip is not None:
+        clip = config.client_clip
+        algorithm = algorithm.sending(lambda client: lp.federated.clipped(client, clip))
+    return algorithm
 
 
 def local(config: Config, loss: "lp.types.Loss") -> tuple:
     """(the gradient, the optimizer) of local training, which begins anew in each round."""
-    gradient = lp.accumulate(lp.plain(loss), config.parts)
-    if config.sharpness:
-        gradient = lp.sharpness_aware(gradient, config.sharpness)
-    options = {"momentum": config.momentum, "weight_decay": config.weight_decay, "clip": config.clip}
-    return gradient, lp.optimizers.build(config.optimizer, lambda count: config.learning_rate, **options)
+    gradient, _ = lp.recipe.gradient(replace(config, bitwise=None), loss)
+    return gradient, lp.recipe.optimized(config, lambda count: config.learning_rate)
 
 
-def server(config: Config, stream: "lp.federated.Cohorts", gradient: "lp.types.GradFn") -> tuple:
-    """(the update, the stats that it starts from, the schedule, the optimizer) of a round's pseudo-gradient."""
-    algorithm, stats = chosen(config)
-    schedule = lp.recipe.scheduled(replace(config, learning_rate=server_rate(config)), stream)
-    optimizer = algorithm.server(schedule)
-    gradient = algorithm.round(gradient)
-    step = lp.descend(lp.sharded(gradient, config.bitwise) if config.bitwise else gradient, optimizer)
-    if config.ema:
-        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
-    return step, stats, schedule, optimizer
-
-
-def server_rate(config: Config) -> float:
-    """The peak learning rate of the server."""
-    usual = lp.federated.algorithms.RATES[config.algorithm]
-    rate = usual if config.server_learning_rate is None else config.server_learning_rate
-    if not rate > 0:
-        raise lp.InputError(f"--server-learning-rate {rate} is not positive", f"{usual:g} is usual")
-    return rate
+def update(config: Config, algorithm: "lp.federated.algorithms.Algorithm", gradient: "lp.types.GradFn", optimizer):
+    """(the server's step along a round's gradient, the stats that it starts from)."""
+    summed = lp.sharded(gradient, config.bitwise) if config.bitwise else gradient  # inside: FedNova looks at the sum
+    return lp.recipe.averaged(config, lp.descend(algorithm.round(summed), optimizer), algorithm.stats(config.clients))
 
 
 def job(config: Config) -> "lp.federation.Job":
@@ -188,54 +148,24 @@ def job(config: Config) -> "lp.federation.Job":
 
     Who takes part is then a matter of who is there: --cohort, --dropout, --deadline and --quorum are the coordinator's.
     """
-    import jax
-
-    config = replace(config, cohort=config.clients)
     if config.algorithm == CENTRALIZED or config.bitwise:
         raise lp.InputError("a job between machines is of clients alone", "leave --bitwise and centralized out")
-    recipe, (algorithm, _) = compose(config), chosen(config)
-    names, stream = tuple(f"client-{number}" for number in range(config.clients)), cohorts(config, recipe.dataset)
-    step, stats, _, _ = server(config, stream, lp.federation.received)
-    own = {} if config.update == "full" else {"residual": lp.federated.compression.started}
-
-    def data(name: str, round: int) -> dict:
-        return stream.of(names.index(name), round)
-
-    def state() -> "lp.TrainState":
-        shared = {name: start for name, start in stats.items() if name != "clients"}
-        inputs = lp.step.shapes(data(names[0], 0))["input"]
-        one = jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype)
-        return lp.initial(recipe.model, recipe.optimizer, lp.keys.seeded(config.seed), one, **shared)
-
-    def evaluate(state: "lp.TrainState") -> dict:
-        assess = lp.experiment.assessor(recipe, config, lp.mesh.make("1x1"))
-        return {f"test/{name}": value for name, value in assess(state, "test").metrics.items()}
-
-    return lp.federation.Job(
-        name="federated",
-        state=state,
-        client=client(config, recipe.around(lp.supervised(recipe.model, recipe.criterion))),
-        step=step,
-        clients=names,
-        rounds=stream.steps(config.epochs),
-        batches=lp.step.shapes(data(names[0], 0)),
-        data=data,
-        own=lambda params: {name: start(params) for name, start in {**algorithm.own, **own}.items()},
-        combine=lp.federated.robust.build(config.combine),
-        evaluate=evaluate,
-    )
+    recipe, algorithm = compose(replace(config, cohort=config.clients)), chosen(config)
+    client = algorithm.trained(*local(config, recipe.around(lp.supervised(recipe.model, recipe.criterion))))
+    step, _ = update(config, algorithm, lp.federation.received, recipe.optimizer)
+    return lp.federation.composed(recipe, config, algorithm, client, step, lp.federated.robust.build(config.combine))
 
 
 def require(config: Config) -> None:
     """Raise InputError for flags that have no meaning here, or none together."""
     exact = config.algorithm in lp.federated.algorithms.EXACT
-    plain = (config.optimizer, config.momentum, config.weight_decay, config.clip) == ("sgd", 0, 0, None)
+    used = (config.optimizer, config.momentum, config.weight_decay, config.clip, config.layer_decay)
     if exact and config.client_clip is not None:
         problem = f"--algorithm {config.algorithm} reads its clients' whole ways, and --client-clip cuts them short"
         raise lp.InputError(problem, "leave one of them out")
-    if exact and not plain:
+    if exact and used != ("sgd", 0, 0, None, 1):
         problem = f"--algorithm {config.algorithm} reads its clients' ways as those of plain SGD"
-        raise lp.InputError(problem, "use --optimizer sgd --momentum 0 --weight-decay 0, and no --clip")
+        raise lp.InputError(problem, "use --optimizer sgd --momentum 0 --weight-decay 0, no --clip, no --layer-decay")
     if config.algorithm == CENTRALIZED:
         return
     if config.find_learning_rate or config.precision == "float16":
@@ -252,8 +182,12 @@ def main(config: Config) -> "lp.experiment.Result | None":
         return compared(config)
     recipe = compose(config)
     result = lp.experiment.run(recipe, config)
-    if config.algorithm != CENTRALIZED and result.directory.is_dir():
-        told(recipe, config, result)
+    if isinstance(recipe.stream, lp.federated.Cohorts) and result.directory.is_dir():
+        lp.clients.drawn(result.directory, recipe, recipe.stream, config.partition)
+        if config.personalize:
+            gradient, optimizer = local(config, recipe.around(lp.supervised(recipe.model, recipe.criterion)))
+            alone = lp.federated.local(lp.descend(gradient, optimizer), optimizer)
+            lp.clients.tuned(result.directory, recipe, recipe.stream, alone, result.state)
     return result
 
 
@@ -270,29 +204,6 @@ def compared(config: Config) -> None:
         "clients": alone,
     }
     lp.several.variants(main, runs, directory, "clients")
-
-
-def told(recipe: "lp.recipe.Recipe", config: Config, result: "lp.experiment.Result") -> None:
-    """The picture of who holds what, and what clients gain by tuning a copy for themselves."""
-    import jax
-
-    stream, labels = cohorts(config, recipe.dataset), lp.data.labels(recipe.dataset.train)
-    if jax.process_index():
-        return
-    held = lp.federated.partition.held(stream.partition, labels, len(recipe.dataset.classes))
-    lp.federated.chart.draw(result.directory / "clients.png", held, recipe.dataset.classes, config.partition)
-    print(f"clients    {result.directory / 'clients.png'}", flush=True)
-    if config.personalize:
-        gradient, optimizer = local(config, recipe.around(lp.supervised(recipe.model, recipe.criterion)))
-        alone = lp.federated.local(lp.descend(gradient, optimizer), optimizer)
-        state = result.state
-        stats = {name: entry for name, entry in state.stats.items() if name == "model"}
-        key, params = lp.keys.named(state.key, "personal"), state.stats.get("ema", state.params)
-        gain = lp.federated.personal.gained(recipe.model, alone, params, stats, stream, recipe.dataset.test, key)
-        record = {name: getattr(gain, name).tolist() for name in gain._fields}
-        lp.runs.write(result.directory / "personal.json", record)
-        means = f"{gain.before.mean():.4f} -> {gain.after.mean():.4f}"
-        print(f"personal   {means}  accuracy on a client's own classes, mean of clients", flush=True)
 
 
 if __name__ == "__main__":

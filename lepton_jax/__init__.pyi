@@ -1,6 +1,7 @@
 from . import augment as augment
 from . import checkpoint as checkpoint
 from . import cli as cli
+from . import clients as clients
 from . import compaction as compaction
 from . import compress as compress
 from . import compressions as compressions

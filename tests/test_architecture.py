@@ -43,6 +43,7 @@ FLOORS = [
         "train",
         "config",
         "cli",
+        "clients",
         "recipe",
         "finder",
         "summary",

@@ -1,5 +1,6 @@
 """The recipe: on every mesh, killed and resumed, side by side; what it refuses."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import lepton_jax as lp
 from experiments import federated
 from lepton_jax import cli
 
@@ -42,6 +45,19 @@ def test_the_same_run_on_every_mesh_to_the_last_bit(tmp_path):
         found.append((rows(tmp_path / axes), json.loads((tmp_path / axes / "result.json").read_text())["metrics"]))
     assert found[0][1]["test/accuracy"] > 0.2
     assert found[0] == found[1]
+
+
+def test_fednova_in_virtual_shards_is_fednova():
+    """Its mean direction and mean length are those of the whole cohort, however the sum was made."""
+    ends = []
+    for shards in (None, 2):
+        config = dataclasses.replace(federated.PRESETS["smoke"], batch_size=16, algorithm="fednova", bitwise=shards)
+        recipe = federated.compose(config)
+        batch = recipe.stream.batch(0)
+        key, inputs = lp.keys.seeded(0), batch["input"][0, 0]
+        state = lp.initial(recipe.model, recipe.optimizer, key, inputs, **recipe.stats)
+        ends.append(jax.jit(recipe.step)(state, batch)[0].params)
+    assert lp.tree.distance(*ends) < 1e-6
 
 
 def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
@@ -124,6 +140,7 @@ def test_side_by_side(tmp_path, capsys):
         (("--update", "int9"), "unknown form of updates 'int9'"),
         (("--client-clip", "0"), "norm 0.0"),
         (("--algorithm", "scaffold", "--momentum", "0.9"), "plain SGD"),
+        (("--algorithm", "fednova", "--layer-decay", "0.5"), "plain SGD"),
         (("--algorithm", "scaffold", "--client-clip", "1"), "--client-clip cuts them short"),
         (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
         (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),

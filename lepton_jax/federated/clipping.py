@@ -12,7 +12,6 @@ With the norm by a private quantile (Andrew et al. 2021, https://arxiv.org/abs/1
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -94,7 +93,7 @@ def _bounded(mean: Mean, clip: Float[Array, ""]) -> tuple[Any, Float[Array, ""],
     update, weight = mean.value(), jnp.where(mean.weight == 0, 0, 1).astype(jnp.float32)
     norm = tree.norm(update)
     short = tree.scale(update, jnp.minimum(1, clip / jnp.where(norm > 0, norm, 1)))
-    bounded = tree.where(jnp.isfinite(norm), short, jax.tree.map(jnp.zeros_like, update))
+    bounded = tree.where(jnp.isfinite(norm), short, tree.zeros(update))
     return bounded, weight, norm <= clip
 
 
