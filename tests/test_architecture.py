@@ -22,6 +22,7 @@ FLOORS = [
         "schedules",
         "optimizers",
         "decay",
+        "quantile",
         "digests",
         "agreement",
     },
