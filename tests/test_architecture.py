@@ -45,6 +45,8 @@ FLOORS = [
         "config",
         "cli",
         "clients",
+        "holdings",
+        "rounds",
         "recipe",
         "finder",
         "summary",

@@ -16,6 +16,7 @@ import pytest
 import lepton_jax as lp
 from experiments import federated
 from lepton_jax import cli
+from lepton_jax.privacy import noting
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMED = ("train/examples_per_second", "train/input_idle")
@@ -34,7 +35,7 @@ def rows(directory: pathlib.Path) -> list[dict]:
 @pytest.mark.parametrize("preset", sorted(federated.PRESETS))
 def test_every_preset_can_work(preset):
     federated.PRESETS[preset].check()
-    federated.require(federated.PRESETS[preset])
+    lp.clients.require(federated.PRESETS[preset])
 
 
 def test_the_same_run_on_every_mesh_to_the_last_bit(tmp_path):
@@ -72,6 +73,46 @@ def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["steps"] == 3
     assert np.isfinite(record["metrics"]["test/loss"])
+
+
+PRIVATE = ("--client-clip", "0.5", "--rollbacks", "0")
+
+
+def test_privacy_for_whole_clients_tells_its_claim(tmp_path, capsys):
+    flags = (*PRIVATE, "--epsilon", "6", "--epochs", "2", "--dropout", "0.1", "--mesh", "2x1")
+    for _ in range(2):  # the second time it only shows what there is
+        assert outcome(*flags, "--run", str(tmp_path / "run")) == 0
+        assert "delta 1e-05 for whole clients (PLD, add or remove one client)" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    claim = record["privacy"]
+    assert claim["sampling"]["examples"] == 20
+    assert claim["sampling"]["batch"] == 8
+    assert (claim["steps"], claim["clip"]) == (record["steps"], 0.5)
+    assert 5.8 < claim["epsilon"] == record["metrics"]["epsilon"] <= 6
+
+
+def test_a_private_round_does_what_is_accounted_for():
+    """Noise once, on the sum, by the plan's clip and expected cohort; and clients that join one by one."""
+    options = {"client_noise": 1.5, "client_clip": 0.5, "rollbacks": 0, "clients": 40, "bitwise": 8}
+    recipe = federated.compose(dataclasses.replace(federated.PRESETS["smoke"], **options))
+    batches = [recipe.stream.batch(number) for number in range(30)]
+    inputs = batches[0]["input"][0, 0]
+    state = lp.initial(recipe.model, recipe.optimizer, lp.keys.seeded(0), inputs, **recipe.stats)
+    with noting.noted() as notes:
+        state, _ = jax.jit(recipe.step)(state, batches[0])
+    release = lp.privacy.noise.Release(lp.privacy.constant(1.5), lp.privacy.flat(0.5), 8)
+    assert notes == [release]
+    assert state.stats["privacy"]["steps"] == 1
+    sizes = [int(batch["participation"].sum()) for batch in batches]
+    assert len({batch["participation"].shape for batch in batches}) == 1
+    assert len(set(sizes)) > 5
+    assert abs(np.mean(sizes) - 8) < 2
+
+
+def test_privacy_for_clients_is_not_counted_between_machines():
+    config = dataclasses.replace(federated.PRESETS["private"], clients=20, cohort=8)
+    with pytest.raises(lp.InputError, match="without a count of its privacy"):
+        federated.job(config)
 
 
 FLAGS = ("--preset", "smoke", "--algorithm", "scaffold", "--update", "sign", "--epochs", "12", "--dropout", "0.1")
@@ -144,6 +185,17 @@ def test_side_by_side(tmp_path, capsys):
         (("--algorithm", "scaffold", "--client-clip", "1"), "--client-clip cuts them short"),
         (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
         (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),
+        ((*PRIVATE, "--epsilon", "0"), "epsilon 0.0"),
+        ((*PRIVATE, "--epsilon", "3", "--client-noise", "1"), "both say how much noise"),
+        ((*PRIVATE, "--client-noise", "-1"), "the noise multiplier -1.0"),
+        ((*PRIVATE, "--epsilon", "3", "--quorum", "0.5"), "clients that join by themselves"),
+        ((*PRIVATE, "--epsilon", "3", "--combine", "median"), "--combine median"),
+        ((*PRIVATE, "--epsilon", "3", "--algorithm", "centralized"), "all data is in one place"),
+        ((*PRIVATE, "--epsilon", "3", "--algorithm", "fednova"), "--client-clip cuts them short"),
+        ((*PRIVATE, "--epsilon", "3", "--model", "resnet8"), "batch norm"),
+        ((*PRIVATE, "--epsilon", "3", "--cohort", "21"), "a cohort of 21 is more than the 20 clients"),
+        (("--epsilon", "3"), "measured by what one may add"),
+        (("--epsilon", "3", "--client-clip", "1"), "without noise"),
         (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),
         (("--find-learning-rate",), "--find-learning-rate has no meaning"),
         (("--server-learning-rate", "0"), "0.0"),
