@@ -68,16 +68,17 @@ PRESETS = {
 def compose(config: Config) -> "lp.recipe.Recipe":
     """Data, model, loss and update as the flags say."""
     lp.clients.require(config)
-    dataset = lp.recipe.dataset(config)
+    dataset = lp.recipe.dataset(config, by=lp.federated.partition.field(config.partition))
     network = lp.models.build(config.model, len(dataset.classes))
     scales = (0.5, 0.5) if config.private else lp.data.statistics(dataset.train)  # private ones are not measured
     model, criterion = lp.models.normalized(network, *scales), lp.cross_entropy(config.label_smoothing)
-    size = dataset.input_shape[0]
-    crop = [lp.augment.random_crop(size, padding=size // 8), lp.augment.random_horizontal_flip()]
-    augment = lp.augment.compose(*crop) if config.augment else lp.augment.identity
 
     def around(loss: "lp.types.Loss") -> "lp.types.Loss":
-        return lp.augmented(lp.computed(loss, config.precision), augment)
+        loss, size = lp.computed(loss, config.precision), dataset.input_shape[0]
+        if not config.augment:
+            return loss
+        crop = lp.augment.random_crop(size, padding=size // 8)
+        return lp.augmented(loss, lp.augment.compose(crop, lp.augment.random_horizontal_flip()))
 
     def require(state: "lp.TrainState") -> None:
         if config.private and "model" in state.stats:

@@ -14,11 +14,18 @@ from lepton_jax.types import GradFn, Loss
 
 def cohorts(config: Config, dataset: data.Dataset) -> Cohorts:
     """The rounds: who holds what, who is asked, and who answers. Raises InputError."""
-    held = partition.build(config.partition, data.labels(dataset.train), config.clients, config.seed)
+    held = parted(config, dataset.train)
     asked = federated.sampling.fixed_size(len(held), config.cohort, config.seed)
     answering = federated.Availability(config.dropout, config.deadline, quorum=config.quorum)
     local = (config.batch_size, config.local_epochs)
     return Cohorts(dataset.train, held, asked, config.cohort, *local, config.seed, answering)
+
+
+def parted(config: Config, train: data.Source) -> partition.Partition:
+    """Who holds what. Raises InputError."""
+    if partition.field(config.partition):
+        return partition.natural(data.owners(train))
+    return partition.build(config.partition, data.labels(train), config.clients, config.seed)
 
 
 def algorithm(config: Config, clients: int) -> Algorithm:

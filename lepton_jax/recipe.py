@@ -37,10 +37,10 @@ class Recipe:
     require: Callable[[TrainState], None] = lambda state: None
 
 
-def dataset(config: Config) -> data.Dataset:
-    """The data that the flags name, checked. Raises InputError."""
+def dataset(config: Config, by: str | None = None) -> data.Dataset:
+    """The data that the flags name, checked. by: a field that says whose an example is. Raises InputError."""
     options = {"image_size": config.image_size, "on_bad_image": config.on_bad_image}
-    whole = data.load(config.data, config.data_dir, seed=config.seed, **options)
+    whole = data.load(config.data, config.data_dir, seed=config.seed, by=by, **options)
     return whole if config.examples is None else part(whole, config.examples)
 
 

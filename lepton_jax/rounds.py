@@ -15,7 +15,8 @@ class Config(config.Config):
     """fedavg, fedavgm, fedadagrad, fedadam, fedyogi, fedprox, scaffold, fednova, or centralized: all data in one place,
     with as many passes over it."""
     partition: str = "dirichlet:0.1"
-    """Who holds what: iid, dirichlet:CONCENTRATION (the smaller the more uneven), or shards:EACH."""
+    """Who holds what: iid, dirichlet:CONCENTRATION (the smaller the more uneven), shards:EACH, or natural:FIELD, by the
+    field of csv, jsonl or npz data that says whose an example is: a client for each, whatever --clients says."""
     clients: int = 20
     """How many clients hold the data."""
     cohort: int = 8

@@ -75,6 +75,24 @@ def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
     assert np.isfinite(record["metrics"]["test/loss"])
 
 
+def test_natural_clients_are_whom_a_field_names(tmp_path):
+    """A client for each writer, in order, however many --clients says; and no writer is a feature."""
+    rng = np.random.default_rng(0)
+    writers = rng.choice(["nina", "max", "otto", "eva", "ida"], 200)
+    inputs = rng.normal(size=(200, 3))
+    rows = [f"{x[0]},{w},{x[1]},{x[2]},{int(x[0] > 0)}" for x, w in zip(inputs, writers, strict=True)]
+    (tmp_path / "train.csv").write_text("\n".join(["a,writer,b,c,label", *rows]))
+    (tmp_path / "test.csv").write_text("\n".join(["a,writer,b,c,label", *rows[:50]]))
+    flags = ("--data", "csv", "--data-dir", str(tmp_path), "--cohort", "4", "--mesh", "1x1")
+    assert outcome(*flags, "--partition", "natural:writer", "--run", str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2  # ceil(5 / 4)
+    config = dataclasses.replace(federated.PRESETS["smoke"], data="csv", data_dir=str(tmp_path), cohort=4)
+    recipe = federated.compose(dataclasses.replace(config, partition="natural:writer"))
+    assert recipe.dataset.input_shape == (3,)
+    for held, name in zip(recipe.stream.partition, sorted(set(writers)), strict=True):
+        np.testing.assert_array_equal(held, np.flatnonzero(writers == name))
+
+
 PRIVATE = ("--client-clip", "0.5", "--rollbacks", "0")
 
 
@@ -166,6 +184,8 @@ def test_side_by_side(tmp_path, capsys):
     [
         (("--algorithm", "fedavgg"), "unknown algorithm 'fedavgg'"),
         (("--partition", "dirichlet:0"), "concentration 0.0 of the Dirichlet"),
+        (("--partition", "natural"), "'natural' names no field"),
+        (("--partition", "natural:writer"), "'digits' has no field 'writer'"),
         (("--partition", "diriclet:1"), "unknown partition 'diriclet'"),
         (("--clients", "5"), "a cohort of 8 is more than the 5 clients"),
         (("--clients", "1500"), "1437 examples are too few for 1500 clients"),

@@ -33,6 +33,9 @@ def composed(
     if not isinstance(cohorts, wing.Cohorts):
         problem = f"experiments.{recipe.name} trains on batches, and a job is of clients"
         raise InputError(problem, "compose it over federated.Cohorts")
+    if cohorts.cohort != cohorts.examples:
+        problem = f"the data is that of {cohorts.examples} clients, and the job is one of {cohorts.cohort}"
+        raise InputError(problem, f"give --clients {cohorts.examples}")
     names = tuple(f"client-{number}" for number in range(cohorts.examples))
     batches = steps.shapes(cohorts.of(0, 0))
 
