@@ -133,8 +133,9 @@ def planned(config: Config, stream: "lp.federated.Cohorts") -> "lp.privacy.Plan 
     """What privacy for whole clients takes and costs, if each joins by itself; None where it is not asked for."""
     if not config.private or config.client_clip is None:
         return None
-    devices = math.prod(lp.mesh.parse(config.mesh).values()) if config.mesh else 8
-    noise = {"noise": config.client_noise, "epsilon": config.epsilon, "delta": config.delta, "multiple": devices}
+    devices = math.prod(lp.mesh.parse(config.mesh).values()) if config.mesh else 1
+    rows = math.lcm(8, devices)  # of a multiple: as many on 1, 2, 4 and 8 devices
+    noise = {"noise": config.client_noise, "epsilon": config.epsilon, "delta": config.delta, "multiple": rows}
     return lp.privacy.plan(stream.examples, config.cohort, stream.steps(config.epochs), config.client_clip, **noise)
 
 

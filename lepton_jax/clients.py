@@ -79,6 +79,8 @@ def require(config: Config) -> None:
         (config.quorum > 0,
          f"epsilon is counted for clients that join by themselves, and by --quorum {config.quorum} others decide it",
          "leave --quorum out; who is lost to --dropout or a --deadline does no harm"),
+        (config.bitwise,
+         f"--bitwise {config.bitwise} does not hold for noise, whose last bits depend on the mesh", "leave it out"),
         (config.rollbacks or config.spike,
          "--rollbacks and --spike look at the loss without noise", "give --rollbacks 0, and no --spike"),
     ]  # fmt: skip

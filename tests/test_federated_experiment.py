@@ -111,7 +111,7 @@ def test_privacy_for_whole_clients_tells_its_claim(tmp_path, capsys):
 
 def test_a_private_round_does_what_is_accounted_for():
     """Noise once, on the sum, by the plan's clip and expected cohort; and clients that join one by one."""
-    options = {"client_noise": 1.5, "client_clip": 0.5, "rollbacks": 0, "clients": 40, "bitwise": 8}
+    options = {"client_noise": 1.5, "client_clip": 0.5, "rollbacks": 0, "clients": 40}
     recipe = federated.compose(dataclasses.replace(federated.PRESETS["smoke"], **options))
     batches = [recipe.stream.batch(number) for number in range(30)]
     inputs = batches[0]["input"][0, 0]
@@ -214,6 +214,7 @@ def test_side_by_side(tmp_path, capsys):
         ((*PRIVATE, "--epsilon", "3", "--algorithm", "fednova"), "--client-clip cuts them short"),
         ((*PRIVATE, "--epsilon", "3", "--model", "resnet8"), "batch norm"),
         ((*PRIVATE, "--epsilon", "3", "--cohort", "21"), "a cohort of 21 is more than the 20 clients"),
+        ((*PRIVATE, "--epsilon", "3", "--bitwise", "8"), "does not hold for noise"),
         (("--epsilon", "3"), "measured by what one may add"),
         (("--epsilon", "3", "--client-clip", "1"), "without noise"),
         (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),

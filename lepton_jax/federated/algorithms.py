@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import optax
 
 from lepton_jax import tree
-from lepton_jax.errors import InputError, unknown
+from lepton_jax.errors import InputError, named, unknown
 from lepton_jax.federated import nova, scaffold
 from lepton_jax.federated import server as servers
 from lepton_jax.federated.local import Client, equal, local
@@ -102,8 +102,11 @@ RATES: dict[str, float] = {name: 0.03 if name in ADAPTIVE else 1.0 for name in N
 
 
 def rate(name: str, given: float | None = None) -> float:
-    """The server's learning rate: the one given, or the usual one. Raises InputError for one that is not positive."""
-    usual = RATES[name]
+    """The server's learning rate: the one given, or the algorithm's usual one.
+
+    Raises InputError for one that is not positive, and for another algorithm.
+    """
+    usual = named("algorithm", name, RATES)
     if given is not None and not given > 0:
         raise InputError(f"the server's learning rate {given} is not positive", f"{usual:g} is usual for {name}")
     return usual if given is None else given
