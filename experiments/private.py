@@ -6,10 +6,8 @@ python -m experiments.private --preset images --data idx --data-dir MNIST --epsi
 python -m experiments.private --preset images --data-dir pathmnist.npz
 """
 
-import dataclasses
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lepton_jax as lp
@@ -64,28 +62,25 @@ class Config(lp.cli.Config):
             raise lp.InputError("--precision float16 scales the loss by what it sees", "use bfloat16 or float32")
 
 
+STILL = Config(schedule="constant", weight_decay=0.0, rollbacks=0)
 PRESETS = {
-    "digits": Config(
+    "digits": replace(
+        STILL,
         epochs=60,
         batch_size=1024,
         learning_rate=0.3,
-        schedule="constant",
-        weight_decay=0.0,
         ema=0.97,
-        rollbacks=0,
         log_every=10,
         eval_every=20,
         checkpoint_every=20,
     ),
-    "images": Config(
+    "images": replace(
+        STILL,
         data="npz",
         epochs=40,
         batch_size=4096,
         learning_rate=1.0,
-        schedule="constant",
-        weight_decay=0.0,
         ema=0.99,
-        rollbacks=0,
         microbatches=4,
         log_every=50,
         eval_every=10,
@@ -93,11 +88,8 @@ PRESETS = {
         baseline_epochs=20,
         baseline_learning_rate=0.2,
     ),
-    "smoke": Config(
-        epochs=2, batch_size=256, features="pixels", learning_rate=1.0, schedule="constant", rollbacks=0,
-        baseline_epochs=1, weight_decay=0.0,
-    ),
-}  # fmt: skip
+    "smoke": replace(STILL, epochs=2, batch_size=256, features="pixels", learning_rate=1.0, baseline_epochs=1),
+}
 
 
 def compose(config: Config) -> "lp.recipe.Recipe":
@@ -109,14 +101,13 @@ def compose(config: Config) -> "lp.recipe.Recipe":
     schedule, optimizer = lp.recipe.optimization(config, stream)
 
     def around(loss: "lp.types.Loss") -> "lp.types.Loss":
-        loss = lp.computed(loss, config.precision)
-        return copied(loss, config, dataset.input_shape)
+        return copied(lp.computed(loss, config.precision), config, dataset.input_shape)
 
-    engine = lp.errors.named("engine", config.engine, engines())
+    engines = {"ghost": lp.privacy.ghost, "two-pass": lp.privacy.two_pass, "vmapped": lp.privacy.vmapped}
+    engine = lp.errors.named("engine", config.engine, engines)
     loss = around(lp.supervised(model, criterion))
-    step, stats = lp.descend(lp.privacy.private(loss, plan, engine, config.parts), optimizer), {"privacy": plan.start}
-    if config.ema:
-        step, stats = lp.averaged(step, config.ema), {**stats, "ema": lp.step.ema}
+    step = lp.descend(lp.privacy.private(loss, plan, engine, config.parts), optimizer)
+    step, stats = lp.recipe.averaged(config, step, {"privacy": plan.start})
 
     def require(state: "lp.types.TrainState") -> None:
         plan.require(step, state, stream, stream.steps(config.epochs))
@@ -128,20 +119,17 @@ def compose(config: Config) -> "lp.recipe.Recipe":
 def main(config: Config) -> "lp.experiment.Result":
     """Run the recipe, and the one without privacy beside it."""
     result = lp.experiment.run(compose(config), config)
-    path = result.directory / "result.json"
     if config.find_learning_rate or config.explain_sharding:
         return result
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    claim = planned(config, lp.recipe.dataset(config)).told(record["steps"])
-    metrics = {**record["metrics"], "epsilon": claim["epsilon"], "delta": claim["delta"]}
+    steps = lp.runs.result(result.directory)["steps"]
+    claim = planned(config, lp.recipe.dataset(config)).told(steps)
+    measured = {"epsilon": claim["epsilon"], "delta": claim["delta"]}
     if config.baseline:
         beside = without_privacy(config, str(result.directory / "baseline"))
-        metrics |= {f"baseline/{name}": value for name, value in beside.metrics.items()}
-    lp.runs.write(path, {**record, "metrics": metrics, "privacy": claim})
-    said = (
-        f"private    accuracy {metrics['test/accuracy']:.4f} at epsilon {claim['epsilon']:.4g}, delta {config.delta:g}"
-    )
-    said += f" ({claim['accountant']}, {claim['relation']})"
+        measured |= {f"baseline/{name}": value for name, value in beside.metrics.items()}
+    metrics = lp.runs.amend(result.directory, measured, privacy=claim)["metrics"]
+    cost = f"epsilon {claim['epsilon']:.4g}, delta {config.delta:g} ({claim['accountant']}, {claim['relation']})"
+    said = f"private    accuracy {metrics['test/accuracy']:.4f} at {cost}"
     print(said, f"baseline   accuracy {metrics.get('baseline/test/accuracy', math.nan):.4f} without privacy", sep="\n")
     return result._replace(metrics=metrics)
 
@@ -149,7 +137,7 @@ def main(config: Config) -> "lp.experiment.Result":
 def without_privacy(config: Config, directory: str) -> "lp.experiment.Result":
     """The same model on the same data, by plain gradients."""
     changed = {name: getattr(config, f"baseline_{name}") for name in ("epochs", "batch_size", "learning_rate")}
-    config = dataclasses.replace(config, run=directory, ema=0.0, microbatches=1, eval_every=math.inf, **changed)
+    config = replace(config, run=directory, ema=0.0, microbatches=1, eval_every=math.inf, **changed)
     dataset = lp.recipe.dataset(config)
     stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
     model, criterion = built(config, dataset), lp.cross_entropy(config.label_smoothing)
@@ -210,11 +198,6 @@ def seen(images: Any) -> Any:
     scattered = lp.privacy.scattering(images, scales=1 if images.shape[1] < 16 else 2)
     parts = lp.privacy.normed(scattered[..., images.shape[-1] :], 7.0), lp.privacy.normed(images, 4.0)
     return jnp.concatenate(parts, axis=1)
-
-
-def engines() -> dict[str, Any]:
-    """By their flags."""
-    return {"ghost": lp.privacy.ghost, "two-pass": lp.privacy.two_pass, "vmapped": lp.privacy.vmapped}
 
 
 def copied(loss: "lp.types.Loss", config: Config, shape: tuple[int, ...]) -> "lp.types.Loss":

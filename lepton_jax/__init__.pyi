@@ -1,6 +1,7 @@
 from . import augment as augment
 from . import checkpoint as checkpoint
 from . import cli as cli
+from . import clients as clients
 from . import compaction as compaction
 from . import compress as compress
 from . import compressions as compressions
@@ -15,6 +16,7 @@ from . import federation as federation
 from . import finder as finder
 from . import finished as finished
 from . import gradients as gradients
+from . import holdings as holdings
 from . import keys as keys
 from . import losses as losses
 from . import mesh as mesh
@@ -31,6 +33,7 @@ from . import recipe as recipe
 from . import rematerialization as rematerialization
 from . import replicas as replicas
 from . import report as report
+from . import rounds as rounds
 from . import runs as runs
 from . import schedules as schedules
 from . import selection as selection

@@ -3,7 +3,6 @@ https://arxiv.org/abs/1710.03740)."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from lepton_jax import tree
@@ -48,7 +47,7 @@ def scaled(loss: Loss, growth_interval: int = 2000) -> GradFn:
         mean, metrics = Mean(tree.scale(mean.total, 1 / scale), mean.weight), dict(aux.metrics)
         metrics["loss"] = Mean(metrics["loss"].total / scale, metrics["loss"].weight)
         finite = tree.is_finite(mean.total)
-        nothing = jax.tree.map(jnp.zeros_like, (mean, metrics))
+        nothing = tree.zeros((mean, metrics))
         mean, metrics = tree.where(finite, (mean, metrics), nothing)
         moved = tree.where(finite, aux.stats, stats)
         moved["loss_scale"] = _adjusted(stats["loss_scale"], finite, growth_interval)

@@ -10,7 +10,7 @@ from lepton_jax import step as steps
 from lepton_jax.config import Config, flag
 from lepton_jax.errors import InputError
 from lepton_jax.losses import Criterion
-from lepton_jax.types import Loss, Model, Stats, Step, TrainState
+from lepton_jax.types import GradFn, Loss, Model, Stats, Step, TrainState
 
 # flags that only these schedules have
 TAKEN_BY = {"gamma": ("step", "exponential"), "step_size": ("step",)}
@@ -37,10 +37,10 @@ class Recipe:
     require: Callable[[TrainState], None] = lambda state: None
 
 
-def dataset(config: Config) -> data.Dataset:
-    """The data that the flags name, checked. Raises InputError."""
+def dataset(config: Config, by: str | None = None) -> data.Dataset:
+    """The data that the flags name, checked. by: a field that says whose an example is. Raises InputError."""
     options = {"image_size": config.image_size, "on_bad_image": config.on_bad_image}
-    whole = data.load(config.data, config.data_dir, seed=config.seed, **options)
+    whole = data.load(config.data, config.data_dir, seed=config.seed, by=by, **options)
     return whole if config.examples is None else part(whole, config.examples)
 
 
@@ -56,23 +56,32 @@ def part(dataset: data.Dataset, examples: int) -> data.Dataset:
 
 
 def step(config: Config, loss: Loss, optimizer: optax.GradientTransformation) -> tuple[Step, Stats]:
-    """The update that the flags make of a loss, and the stats that its techniques start from.
+    """The update that the flags make of a loss, and the stats that its techniques start from. Raises InputError."""
+    derived, stats = gradient(config, loss)
+    return averaged(config, steps.descend(derived, optimizer), stats)
 
-    From the inside out: rematerialization, loss scaling, microbatches, virtual shards, sharpness, averaging.
-    Raises InputError.
+
+def gradient(config: Config, loss: Loss) -> tuple[GradFn, Stats]:
+    """The gradient that the flags make of a loss, and the stats that its techniques start from.
+
+    From the inside out: rematerialization, loss scaling, microbatches, virtual shards, sharpness. Raises InputError.
     """
     if config.remat:
         loss = rematerialization.rematerialized(loss, config.remat)
-    gradient, stats = precision.differentiated(loss, config.precision)
-    gradient = gradients.accumulate(gradient, config.parts)
+    derived, stats = precision.differentiated(loss, config.precision)
+    derived = gradients.accumulate(derived, config.parts)
     if config.bitwise:
-        gradient = gradients.sharded(gradient, config.bitwise)
+        derived = gradients.sharded(derived, config.bitwise)
     if config.sharpness:
-        gradient = gradients.sharpness_aware(gradient, config.sharpness)
-    update = steps.descend(gradient, optimizer)
-    if config.ema:
-        update, stats = steps.averaged(update, config.ema), {**stats, "ema": steps.ema}
-    return update, stats
+        derived = gradients.sharpness_aware(derived, config.sharpness)
+    return derived, stats
+
+
+def averaged(config: Config, update: Step, stats: Stats) -> tuple[Step, Stats]:
+    """The update with the average of `--ema` around it, where that is asked for, and the stats with its start."""
+    if not config.ema:
+        return update, stats
+    return steps.averaged(update, config.ema), {**stats, "ema": steps.ema}
 
 
 def optimization(config: Config, stream: data.Batches) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -81,6 +90,14 @@ def optimization(config: Config, stream: data.Batches) -> tuple[optax.Schedule, 
     Raises InputError.
     """
     schedule = schedules.sweep(*finder.RANGE) if config.find_learning_rate else scheduled(config, stream)
+    optimizer = optimized(config, schedule)
+    if config.schedule == "plateau" and not config.find_learning_rate:
+        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
+    return schedule, optimizer
+
+
+def optimized(config: Config, schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """The optimizer that the flags name, at that learning rate. Raises InputError."""
     optimizer = optimizers.build(
         config.optimizer,
         schedule,
@@ -91,9 +108,7 @@ def optimization(config: Config, stream: data.Batches) -> tuple[optax.Schedule, 
     )
     if config.layer_decay < 1:
         optimizer = optax.chain(optimizer, decay.layer_decay(config.layer_decay, config.layers))
-    if config.schedule == "plateau" and not config.find_learning_rate:
-        optimizer = optax.chain(optimizer, optimizers.reduce_on_plateau(stream.steps_per_epoch))
-    return schedule, optimizer
+    return optimizer
 
 
 def scheduled(config: Config, stream: data.Batches) -> optax.Schedule:

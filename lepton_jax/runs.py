@@ -109,6 +109,20 @@ def write(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     replace(path, json.dumps(strict(record), indent=2, allow_nan=False) + "\n")
 
 
+def result(directory: pathlib.Path) -> dict[str, Any]:
+    """The record of a run that has ended, its result.json."""
+    return json.loads((directory / "result.json").read_text(encoding="utf-8"))
+
+
+def amend(directory: pathlib.Path, metrics: Mapping[str, float], **entries: Any) -> dict[str, Any]:
+    """Add metrics, and entries beside them, to result.json of a run that has ended: the whole record."""
+    found = result(directory)
+    record = {**found, "metrics": {**found["metrics"], **metrics}, **entries}
+    with writing(directory):
+        write(directory / "result.json", record)
+    return record
+
+
 def replace(path: pathlib.Path, content: str | bytes) -> None:
     """A file, complete or as it was before."""
     with files.written(path) as part:

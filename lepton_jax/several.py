@@ -4,7 +4,6 @@ Nothing here imports JAX before the first run does.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -44,7 +43,7 @@ def run(main: Callable[[C], Any], config: C, experiment: str) -> dict[str, Any] 
         print(f"run        {number + 1} of {config.seeds}: {name}", flush=True)
         alone = dataclasses.replace(config, seeds=1, seed=config.seed + number, run=str(directory / name))
         main(alone)
-        records[name] = json.loads((directory / name / "result.json").read_text(encoding="utf-8"))
+        records[name] = runs.result(directory / name)
     record = together(experiment, records)
     with runs.writing(directory):
         runs.write(directory / "result.json", record)
@@ -70,7 +69,7 @@ def variants(main: Callable[[C], Any], configs: Mapping[str, C], directory: path
             main(dataclasses.replace(config, run=str(directory / name)))
         finally:
             WHOLE.reset(token)
-        records[name] = json.loads((directory / name / "result.json").read_text(encoding="utf-8"))
+        records[name] = runs.result(directory / name)
     from lepton_jax.report import comparison, printed, side_by_side
 
     found = comparison.read([directory / name for name in configs])

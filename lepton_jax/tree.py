@@ -54,6 +54,11 @@ def is_floating(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def zeros(tree: PyTree) -> PyTree:
+    """Leaf by leaf, zeros of the same shape and dtype."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
 def add(a: PyTree, b: PyTree) -> PyTree:
     """Leaf by leaf, a + b."""
     return jax.tree.map(jnp.add, a, b)

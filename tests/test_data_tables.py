@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lepton_jax.data import gather, load
+from lepton_jax.data import owners as owners_of
 from lepton_jax.data.labeling import class_name, in_order
 from lepton_jax.errors import InputError
 
@@ -25,6 +26,30 @@ def sorted_rows(*parts):
     rows = [rows_of(part) for part in parts]
     table = np.concatenate([np.column_stack([row["input"], row["label"]]) for row in rows])
     return table[np.lexsort(table.T)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "npz", "npz of Keras"])
+def test_a_field_says_whose_an_example_is(kind, tmp_path):
+    owners, inputs, labels = ["b", "10", "a", "b", "a", "10"], np.arange(12.0).reshape(6, 2) / 12, [0, 1, 0, 1, 1, 0]
+    lines = list(zip(inputs.tolist(), owners, labels, strict=True))
+    names = {"npz": "{}_images {}_labels {}_by", "npz of Keras": "x_{} y_{} by_{}"}
+    for part in ("train", "test"):
+        if kind == "csv":
+            write_csv(tmp_path / f"{part}.csv", [["x", "by", "y", "label"], *([x, o, y, n] for (x, y), o, n in lines)])
+        elif kind == "jsonl":
+            records = [{"input": x, "label": n, "by": int(o) if o == "10" else o} for x, o, n in lines]
+            (tmp_path / f"{part}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    if kind in names:
+        columns = dict(zip(names[kind].split(), (inputs, np.array(labels), np.array(owners)), strict=True))
+        arrays = {name.format(part): column for part in ("train", "test") for name, column in columns.items()}
+        np.savez(tmp_path / "data.npz", **arrays)
+    made = load(kind.split()[0], tmp_path, by="by")
+    np.testing.assert_array_equal(owners_of(made.train), [2, 0, 1, 2, 1, 0])
+    np.testing.assert_allclose(rows_of(made.train)["input"], inputs, rtol=1e-6)
+    np.testing.assert_array_equal(rows_of(made.train)["label"], labels)
+    assert "owner" not in rows_of(made.test)
+    with pytest.raises(InputError, match="writer"):
+        load(kind.split()[0], tmp_path, by="writer")
 
 
 # CSV

@@ -77,6 +77,9 @@ def test_poisson_cohorts_have_one_shape_and_binomial_sizes():
     sizes = [int(there.sum()) for _, there in rounds]
     assert abs(np.mean(sizes) - np.mean(np.minimum(scipy_stats.binom(100, 0.1).rvs(9999, random_state=0), 16))) < 0.7
     assert max(sizes) == 16
+    roomy, narrow = sampling.poisson(100, 10, 3, 104)(5), sampling.poisson(100, 10, 3, 64)(5)
+    np.testing.assert_array_equal(roomy[0][:64], narrow[0])  # rows beyond the last client are as empty as others
+    assert not roomy[1][64:].any()
     assert all(len(set(c[t > 0])) == t.sum() for c, t in rounds)
 
 
@@ -184,6 +187,8 @@ def test_the_picture_of_who_holds_what(tmp_path):
 
 
 def test_partitions_by_name():
+    assert partition.field("natural:writer") == "writer"
+    assert partition.field("dirichlet:0.3") is None
     for text, parts in (("iid", KINDS["iid"]), ("dirichlet:0.3", KINDS["dirichlet"]), ("shards:2", KINDS["shards"])):
         built = partition.build(text, LABELS, 20, 3)
         assert all(np.array_equal(a, b) for a, b in zip(built, parts(3), strict=True))
@@ -199,6 +204,8 @@ BAD = [
     (lambda: partition.natural([]), "too few"),
     (lambda: partition.build("dirichlet:x", LABELS, 20, 0), "'dirichlet:x' does not parse"),
     (lambda: partition.build("iid:3", LABELS, 20, 0), "'iid:3' does not parse"),
+    (lambda: partition.field("natural"), "'natural' names no field"),
+    (lambda: data.owners(stream().source), "do not say whose they are"),
     (lambda: partition.build("shards:1.5", LABELS, 20, 0), "does not parse"),
     (lambda: partition.build("diriclet:1", LABELS, 20, 0), "unknown partition 'diriclet'"),
     (lambda: sampling.fixed_size(10, 11, 0), "a cohort of 11 is more than the 10 clients"),

@@ -1,5 +1,6 @@
 """The recipe: on every mesh, killed and resumed, side by side; what it refuses."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+import lepton_jax as lp
 from experiments import federated
 from lepton_jax import cli
+from lepton_jax.privacy import noting
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMED = ("train/examples_per_second", "train/input_idle")
@@ -31,7 +35,7 @@ def rows(directory: pathlib.Path) -> list[dict]:
 @pytest.mark.parametrize("preset", sorted(federated.PRESETS))
 def test_every_preset_can_work(preset):
     federated.PRESETS[preset].check()
-    federated.require(federated.PRESETS[preset])
+    lp.clients.require(federated.PRESETS[preset])
 
 
 def test_the_same_run_on_every_mesh_to_the_last_bit(tmp_path):
@@ -42,6 +46,19 @@ def test_the_same_run_on_every_mesh_to_the_last_bit(tmp_path):
         found.append((rows(tmp_path / axes), json.loads((tmp_path / axes / "result.json").read_text())["metrics"]))
     assert found[0][1]["test/accuracy"] > 0.2
     assert found[0] == found[1]
+
+
+def test_fednova_in_virtual_shards_is_fednova():
+    """Its mean direction and mean length are those of the whole cohort, however the sum was made."""
+    ends = []
+    for shards in (None, 2):
+        config = dataclasses.replace(federated.PRESETS["smoke"], batch_size=16, algorithm="fednova", bitwise=shards)
+        recipe = federated.compose(config)
+        batch = recipe.stream.batch(0)
+        key, inputs = lp.keys.seeded(0), batch["input"][0, 0]
+        state = lp.initial(recipe.model, recipe.optimizer, key, inputs, **recipe.stats)
+        ends.append(jax.jit(recipe.step)(state, batch)[0].params)
+    assert lp.tree.distance(*ends) < 1e-6
 
 
 def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
@@ -56,6 +73,64 @@ def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
     record = json.loads((tmp_path / "run" / "result.json").read_text())
     assert record["steps"] == 3
     assert np.isfinite(record["metrics"]["test/loss"])
+
+
+def test_natural_clients_are_whom_a_field_names(tmp_path):
+    """A client for each writer, in order, however many --clients says; and no writer is a feature."""
+    rng = np.random.default_rng(0)
+    writers = rng.choice(["nina", "max", "otto", "eva", "ida"], 200)
+    inputs = rng.normal(size=(200, 3))
+    rows = [f"{x[0]},{w},{x[1]},{x[2]},{int(x[0] > 0)}" for x, w in zip(inputs, writers, strict=True)]
+    (tmp_path / "train.csv").write_text("\n".join(["a,writer,b,c,label", *rows]))
+    (tmp_path / "test.csv").write_text("\n".join(["a,writer,b,c,label", *rows[:50]]))
+    flags = ("--data", "csv", "--data-dir", str(tmp_path), "--cohort", "4", "--mesh", "1x1")
+    assert outcome(*flags, "--partition", "natural:writer", "--run", str(tmp_path / "run")) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2  # ceil(5 / 4)
+    config = dataclasses.replace(federated.PRESETS["smoke"], data="csv", data_dir=str(tmp_path), cohort=4)
+    recipe = federated.compose(dataclasses.replace(config, partition="natural:writer"))
+    assert recipe.dataset.input_shape == (3,)
+    for held, name in zip(recipe.stream.partition, sorted(set(writers)), strict=True):
+        np.testing.assert_array_equal(held, np.flatnonzero(writers == name))
+
+
+PRIVATE = ("--client-clip", "0.5", "--rollbacks", "0")
+
+
+def test_privacy_for_whole_clients_tells_its_claim(tmp_path, capsys):
+    flags = (*PRIVATE, "--epsilon", "6", "--epochs", "2", "--dropout", "0.1", "--mesh", "2x1")
+    for _ in range(2):  # the second time it only shows what there is
+        assert outcome(*flags, "--run", str(tmp_path / "run")) == 0
+        assert "delta 1e-05 for whole clients (PLD, add or remove one client)" in capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    claim = record["privacy"]
+    assert claim["sampling"]["examples"] == 20
+    assert claim["sampling"]["batch"] == 8
+    assert (claim["steps"], claim["clip"]) == (record["steps"], 0.5)
+    assert 5.8 < claim["epsilon"] == record["metrics"]["epsilon"] <= 6
+
+
+def test_a_private_round_does_what_is_accounted_for():
+    """Noise once, on the sum, by the plan's clip and expected cohort; and clients that join one by one."""
+    options = {"client_noise": 1.5, "client_clip": 0.5, "rollbacks": 0, "clients": 40}
+    recipe = federated.compose(dataclasses.replace(federated.PRESETS["smoke"], **options))
+    batches = [recipe.stream.batch(number) for number in range(30)]
+    inputs = batches[0]["input"][0, 0]
+    state = lp.initial(recipe.model, recipe.optimizer, lp.keys.seeded(0), inputs, **recipe.stats)
+    with noting.noted() as notes:
+        state, _ = jax.jit(recipe.step)(state, batches[0])
+    release = lp.privacy.noise.Release(lp.privacy.constant(1.5), lp.privacy.flat(0.5), 8)
+    assert notes == [release]
+    assert state.stats["privacy"]["steps"] == 1
+    sizes = [int(batch["participation"].sum()) for batch in batches]
+    assert len({batch["participation"].shape for batch in batches}) == 1
+    assert len(set(sizes)) > 5
+    assert abs(np.mean(sizes) - 8) < 2
+
+
+def test_privacy_for_clients_is_not_counted_between_machines():
+    config = dataclasses.replace(federated.PRESETS["private"], clients=20, cohort=8)
+    with pytest.raises(lp.InputError, match="without a count of its privacy"):
+        federated.job(config)
 
 
 FLAGS = ("--preset", "smoke", "--algorithm", "scaffold", "--update", "sign", "--epochs", "12", "--dropout", "0.1")
@@ -109,6 +184,8 @@ def test_side_by_side(tmp_path, capsys):
     [
         (("--algorithm", "fedavgg"), "unknown algorithm 'fedavgg'"),
         (("--partition", "dirichlet:0"), "concentration 0.0 of the Dirichlet"),
+        (("--partition", "natural"), "'natural' names no field"),
+        (("--partition", "natural:writer"), "'digits' has no field 'writer'"),
         (("--partition", "diriclet:1"), "unknown partition 'diriclet'"),
         (("--clients", "5"), "a cohort of 8 is more than the 5 clients"),
         (("--clients", "1500"), "1437 examples are too few for 1500 clients"),
@@ -124,9 +201,22 @@ def test_side_by_side(tmp_path, capsys):
         (("--update", "int9"), "unknown form of updates 'int9'"),
         (("--client-clip", "0"), "norm 0.0"),
         (("--algorithm", "scaffold", "--momentum", "0.9"), "plain SGD"),
+        (("--algorithm", "fednova", "--layer-decay", "0.5"), "plain SGD"),
         (("--algorithm", "scaffold", "--client-clip", "1"), "--client-clip cuts them short"),
         (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
         (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),
+        ((*PRIVATE, "--epsilon", "0"), "epsilon 0.0"),
+        ((*PRIVATE, "--epsilon", "3", "--client-noise", "1"), "both say how much noise"),
+        ((*PRIVATE, "--client-noise", "-1"), "the noise multiplier -1.0"),
+        ((*PRIVATE, "--epsilon", "3", "--quorum", "0.5"), "clients that join by themselves"),
+        ((*PRIVATE, "--epsilon", "3", "--combine", "median"), "--combine median"),
+        ((*PRIVATE, "--epsilon", "3", "--algorithm", "centralized"), "all data is in one place"),
+        ((*PRIVATE, "--epsilon", "3", "--algorithm", "fednova"), "--client-clip cuts them short"),
+        ((*PRIVATE, "--epsilon", "3", "--model", "resnet8"), "batch norm"),
+        ((*PRIVATE, "--epsilon", "3", "--cohort", "21"), "a cohort of 21 is more than the 20 clients"),
+        ((*PRIVATE, "--epsilon", "3", "--bitwise", "8"), "does not hold for noise"),
+        (("--epsilon", "3"), "measured by what one may add"),
+        (("--epsilon", "3", "--client-clip", "1"), "without noise"),
         (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),
         (("--find-learning-rate",), "--find-learning-rate has no meaning"),
         (("--server-learning-rate", "0"), "0.0"),

@@ -5,6 +5,7 @@ from lepton_jax.data.checks import check, check_labels
 from lepton_jax.data.description import describe
 from lepton_jax.data.labeling import labels
 from lepton_jax.data.mixing import Mixture, mixture
+from lepton_jax.data.owning import owned, owners
 from lepton_jax.data.sources import Arrays, Dataset, Source, as_source, gather
 from lepton_jax.data.splits import Subset, split
 from lepton_jax.data.stream import Batches, Stream, evaluation_batches
@@ -31,6 +32,8 @@ __all__ = [
     "labels",
     "load",
     "mixture",
+    "owned",
+    "owners",
     "split",
     "statistics",
     "weighted",

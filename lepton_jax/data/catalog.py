@@ -36,6 +36,7 @@ NAMES = (
     "blank:SHAPE",
 )
 RESIZED = ("folder", "jsonl", "tfds")
+OWNED = ("csv", "jsonl", "npz")
 QUALIFIED = ("csv", "jsonl", "text", "lines", "tfds", "blank")  # names that may go on after a colon
 
 
@@ -46,6 +47,7 @@ def load(
     seed: int = 0,
     image_size: int | None = None,
     on_bad_image: str = "stop",
+    by: str | None = None,
 ) -> Dataset:
     """The data set `name`, read from `directory` and checked. Nothing is ever downloaded.
 
@@ -54,11 +56,15 @@ def load(
     (windows of 128 bytes, or text:LENGTH), lines (a document per line, likewise), tfds:NAME (prepared by TensorFlow
     Datasets), or blank:224x224x3:1000 (images of zeros, to plan and to time with; no directory). What comes in one
     piece is split 80/20 by `seed`. `image_size` (pixels) resizes the images of folder, jsonl and tfds; `on_bad_image`
-    ("stop" or "skip") is for folder and jsonl. Raises InputError for an unknown name, data that is missing or cannot be
+    ("stop" or "skip") is for folder and jsonl. `by` is a field of csv, jsonl or npz that says whose an example is: the
+    training data then has the column "owner". Raises InputError for an unknown name, data that is missing or cannot be
     read, and data that cannot be trained on.
     """
     kind, _, rest = name.partition(":")
     _check(name, kind, rest, directory, image_size, on_bad_image)
+    if by is not None and kind not in OWNED:
+        problem = f"{kind!r} has no field {by!r} that says whose an example is"
+        raise InputError(problem, f"only {', '.join(OWNED)} may have such fields")
     match kind:
         case "digits":
             return check(digits(seed))
@@ -67,13 +73,13 @@ def load(
         case "folder":
             return check(folder(directory, image_size, on_bad_image))
         case "npz":
-            return check(npz(directory))
+            return check(npz(directory, by))
         case "idx":
             return check(idx(directory, seed))
         case "csv":
-            return check(table(directory, rest or LABEL, seed))
+            return check(table(directory, rest or LABEL, seed, by))
         case "jsonl":
-            return check(records(directory, text.length_of(kind, rest), image_size, on_bad_image, seed))
+            return check(records(directory, text.length_of(kind, rest), image_size, on_bad_image, seed, by))
         case "text":
             return check(text.text(directory, text.length_of(kind, rest), seed=seed))
         case "lines":

@@ -18,18 +18,19 @@ def labels(source: Source) -> Int[np.ndarray, " examples"]:
     Raises InputError for a source without one integer label per example.
     """
     found = getattr(source, "labels", None)
-    found = _read(source) if found is None else np.asarray(found)
+    found = column(source, "label") if found is None else np.asarray(found)
     if found is None or found.ndim != 1 or found.dtype.kind not in "iu":
         raise InputError("the examples have no class each", "give a column 'label' of one integer per example")
     return found.astype(np.int32, copy=False)
 
 
-def _read(source: Source) -> np.ndarray | None:
-    if not len(source) or "label" not in gather(source, [0]):
+def column(source: Source, name: str) -> np.ndarray | None:
+    """A column of all examples, read in threads; None where the first one does not have it."""
+    if not len(source) or name not in gather(source, [0]):
         return None
 
     def chunk(number: int) -> np.ndarray:
-        return gather(source, np.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))["label"]
+        return gather(source, np.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))[name]
 
     return np.concatenate(list(ahead(chunk, 0, -(-len(source) // CHUNK))))
 

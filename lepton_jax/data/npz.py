@@ -6,7 +6,8 @@ and that of Keras's data sets,
     x_train, y_train, x_test, y_test, and optionally x_val, y_val.
 Images are [n, height, width] or [n, height, width, channel] with 1 to 4 channels, uint8 or other integers
 0..255, or floats in [0, 1]; [n, features] is taken as it is. Labels are integers [n] or [n, 1].
-`classes`, an array of text, may name the classes; without it they are numbered.
+`classes`, an array of text, may name the classes; without it they are numbered. A field that says whose an example is
+is an array train_FIELD (or FIELD_train) of one text or whole number each.
 """
 
 import os
@@ -19,16 +20,17 @@ import numpy as np
 
 from lepton_jax.data import packed
 from lepton_jax.data.images import class_numbers, stack
+from lepton_jax.data.owning import owned
 from lepton_jax.data.paths import existing, inside, missing, reason
-from lepton_jax.data.sources import Arrays, Dataset
+from lepton_jax.data.sources import Arrays, Dataset, flat_labels
 from lepton_jax.errors import InputError
 
 NAMES = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))
 LAYOUT = "one .npz file with train_images, train_labels, test_images, test_labels (or x_train, y_train ...)"
 
 
-def npz(directory: str | os.PathLike[str] | None) -> Dataset:
-    """The data set in a .npz file; `directory` is the file, or a directory that holds just one.
+def npz(directory: str | os.PathLike[str] | None, by: str | None = None) -> Dataset:
+    """The data set in a .npz file; `directory` is the file, or a directory that holds just one. by: a field, as above.
 
     Raises InputError for files that cannot be read, need pickle, or lack an array, and for other shapes.
     """
@@ -49,7 +51,17 @@ def npz(directory: str | os.PathLike[str] | None) -> Dataset:
         splits[split] = Arrays({"input": images, "label": labels})
     train, test, validation = splits["train"], splits["test"], splits.get("val")
     shape = train.columns["input"].shape[1:]
-    return Dataset(path.stem, train, test, _classes(columns, splits), shape, validation)
+    owners = None if by is None else _owners(path, columns, by, len(train))
+    return Dataset(path.stem, owned(train, owners), test, _classes(columns, splits), shape, validation)
+
+
+def _owners(path: Path, columns: Mapping[str, np.ndarray], by: str, examples: int) -> list[str]:
+    name = next((name for name in (f"train_{by}", f"{by}_train") if name in columns), f"train_{by}")
+    found = flat_labels(columns.get(name, ()))
+    if found.shape != (examples,) or found.dtype.kind not in "iuUS":
+        problem = f"{str(path)!r} has no array {name!r} of a text or whole number for each of {examples} examples"
+        raise InputError(problem, f"it has: {', '.join(sorted(columns))}")
+    return [str(value) for value in found.tolist()]
 
 
 def _file(path: Path) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lepton_jax.data import folder, packed
 from lepton_jax.data.labeling import class_name, in_order, numbered
+from lepton_jax.data.owning import owned
 from lepton_jax.data.paths import existing, inside, reason, split_files, title
 from lepton_jax.data.sources import Arrays, Dataset, Source, decoded
 from lepton_jax.data.splits import TRAIN_AND_TEST, split
@@ -27,13 +28,15 @@ KINDS = ("input", "text", "image")
 
 
 class Records(NamedTuple):
-    """A file as read: what its inputs are, and an input, a class name and a line number per example."""
+    """A file as read: what its inputs are, and an input, a class name and a line number per example, and whose it is
+    where that was asked for."""
 
     path: Path
     kind: str
     inputs: list[Any]
     labels: list[str]
     lines: list[int]
+    owners: list[str] | None = None
 
 
 def records(
@@ -42,14 +45,17 @@ def records(
     image_size: int | None = None,
     on_bad_image: str = "stop",
     seed: int = 0,
+    by: str | None = None,
 ) -> Dataset:
     """The data set in JSON lines. Texts are cut or padded to `length`; images as for `folder`.
+
+    by: the key of a text or whole number that says whose a line is.
 
     Raises InputError, naming the line, for what is not such an object, for a key that comes twice, for numbers that
     are not finite, and for images outside the directory.
     """
     root = existing("jsonl", directory, LAYOUT)
-    files = {part: read(path) for part, path in split_files("jsonl", root, (".jsonl",), LAYOUT).items()}
+    files = {part: read(path, by) for part, path in split_files("jsonl", root, (".jsonl",), LAYOUT).items()}
     first = files["train" if "train" in files else "all"]
     for other in files.values():
         if other.kind != first.kind:
@@ -67,21 +73,23 @@ def records(
         columns = _texts(one.inputs, length) if one.kind == "text" else {"input": _stacked(one)}
         return Arrays({**columns, "label": numbers})
 
-    found = {part: source(one) for part, one in files.items()}
+    found = {part: owned(source(one), one.owners if one is first else None) for part, one in files.items()}
     if "all" in found:
         found["train"], found["test"] = split(found["all"], TRAIN_AND_TEST, seed)
     given = found["train"][0]["input"].shape
     return Dataset(title(root), found["train"], found["test"], classes, given, found.get("validation"))
 
 
-def read(path: Path) -> Records:
+def read(path: Path, by: str | None = None) -> Records:
     """One file. Raises InputError, naming the line."""
-    inputs, names, lines, kinds = [], [], [], []
+    inputs, names, lines, kinds, owners = [], [], [], [], []
     for number, line in enumerate(packed.text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            kind, value, name = _record(line)
+            record = _object(line)
+            kind, value, name = _record(record)
+            owners.append("" if by is None else _owner(record, by))
             if kinds and kind != kinds[0]:
                 raise ValueError(f"it has {kind!r}, and line {lines[0]} has {kinds[0]!r}")
         except (ValueError, RecursionError) as error:
@@ -93,17 +101,31 @@ def read(path: Path) -> Records:
         lines.append(number)
     if not inputs:
         raise InputError(f"{str(path)!r} has no lines", f"expected: {LAYOUT}")
-    return Records(path, kinds[0], inputs, names, lines)
+    return Records(path, kinds[0], inputs, names, lines, None if by is None else owners)
 
 
-def _record(line: str) -> tuple[str, Any, str]:
-    """What a line holds: the kind of its input, the input, and its class name. Raises ValueError."""
+def _object(line: str) -> dict[str, Any]:
+    """What a line holds. Raises ValueError."""
     try:
         record = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
     except json.JSONDecodeError as error:  # its own message counts lines, of which it has seen one
         raise ValueError(f"{error.msg} at character {error.colno}") from error
     if not isinstance(record, dict):
         raise ValueError(f"it is a {type(record).__name__} and not an object")
+    return record
+
+
+def _owner(record: dict[str, Any], by: str) -> str:
+    """Whose a record is. Raises ValueError."""
+    name = record.get(by)
+    if isinstance(name, bool) or not isinstance(name, int | str) or name == "":
+        known = f"its {by!r} is {json.dumps(name)}" if by in record else f"it has no {by!r}"
+        raise ValueError(f"{known}, which is to say whose it is")
+    return str(name)
+
+
+def _record(record: dict[str, Any]) -> tuple[str, Any, str]:
+    """The kind of a record's input, the input, and its class name. Raises ValueError."""
     given = [kind for kind in KINDS if kind in record]
     if len(given) != 1:
         raise ValueError(f"it has {' and '.join(map(repr, given)) or 'none'} of {', '.join(map(repr, KINDS))}")

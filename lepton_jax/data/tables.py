@@ -16,6 +16,7 @@ import numpy as np
 
 from lepton_jax.data import packed
 from lepton_jax.data.labeling import class_name, in_order, numbered
+from lepton_jax.data.owning import owned
 from lepton_jax.data.paths import existing, reason, split_files, title
 from lepton_jax.data.sources import Arrays, Dataset, Source
 from lepton_jax.data.splits import TRAIN_AND_TEST, split
@@ -26,55 +27,65 @@ LABEL = "label"
 
 
 class Table(NamedTuple):
-    """A file as read: feature names, features [examples, features], a class name and a line number per example."""
+    """A file as read: feature names, features [examples, features], a class name and a line number per example, and
+    whose it is where that was asked for."""
 
     path: Path
     names: tuple[str, ...]
     features: np.ndarray
     labels: list[str]
     lines: list[int]
+    owners: list[str] | None = None
 
 
-def table(directory: str | os.PathLike[str] | None, label: str = LABEL, seed: int = 0) -> Dataset:
+def table(
+    directory: str | os.PathLike[str] | None, label: str = LABEL, seed: int = 0, by: str | None = None
+) -> Dataset:
     """The data set in CSV files: float32 [features] with the classes of the column `label`.
+
+    by: the column that says whose an example is, which is then no feature.
 
     Raises InputError for files that are missing, for a row of another length, a value that is not a finite number,
     a label column that is missing or there twice, and test labels or columns that the training data lacks.
     """
     root = existing("csv", directory, LAYOUT)
-    tables = {part: read(path, label) for part, path in split_files("csv", root, (".csv", ".tsv"), LAYOUT).items()}
+    tables = {part: read(path, label, by) for part, path in split_files("csv", root, (".csv", ".tsv"), LAYOUT).items()}
     first = tables["train" if "train" in tables else "all"]
     classes = in_order(first.labels)
     found: dict[str, Source] = {part: _source(one, first, classes) for part, one in tables.items()}
+    found |= {part: owned(found[part], one.owners) for part, one in tables.items() if one is first}
     if "all" in found:
         found["train"], found["test"] = split(found["all"], TRAIN_AND_TEST, seed)
     shape = (len(first.names),)
     return Dataset(title(root), found["train"], found["test"], classes, shape, found.get("validation"))
 
 
-def read(path: Path, label: str = LABEL) -> Table:
+def read(path: Path, label: str = LABEL, by: str | None = None) -> Table:
     """One file. Raises InputError, naming the line."""
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
     rows = csv.reader(io.StringIO(packed.text(path), newline=""), delimiter=delimiter, strict=True)
     try:
         head = [name.strip() for name in next(rows, [])]
         column = _label_column(path, head, label)
-        features, names, lines = [], [], []
+        owner = None if by is None else _owner_column(path, head, label, by)
+        rest = [place for place in range(len(head)) if place not in (column, owner)]
+        features, names, lines, owners = [], [], [], []
         for row in rows:
             if not row:
                 continue  # an empty line
             if len(row) != len(head):
                 problem = f"line {rows.line_num} of {str(path)!r} has {len(row)} values, and the first line {len(head)}"
                 raise InputError(problem, "give every row one value per column; quote text that holds the delimiter")
-            names.append(_label(path, rows.line_num, row.pop(column)))
-            features.append(row)
+            names.append(_label(path, rows.line_num, row[column]))
+            owners.append("" if owner is None else _owner(path, rows.line_num, row[owner]))
+            features.append([row[place] for place in rest])
             lines.append(rows.line_num)
     except csv.Error as error:
         raise InputError(f"line {rows.line_num} of {str(path)!r}: {reason(error)}", "repair the line") from error
     if not features:
         raise InputError(f"{str(path)!r} has no rows under its first line", f"expected: {LAYOUT}")
-    rest = tuple(head[:column] + head[column + 1 :])
-    return Table(path, rest, _numbers(path, rest, features, lines), names, lines)
+    kept = tuple(head[place] for place in rest)
+    return Table(path, kept, _numbers(path, kept, features, lines), names, lines, None if owner is None else owners)
 
 
 def _label_column(path: Path, head: Sequence[str], label: str) -> int:
@@ -92,6 +103,19 @@ def _label_column(path: Path, head: Sequence[str], label: str) -> int:
     if len(head) == 1:
         raise InputError(f"{str(path)!r} has only the label column {label!r}", "give at least one column of features")
     return head.index(label)
+
+
+def _owner_column(path: Path, head: Sequence[str], label: str, by: str) -> int:
+    if by not in head or by == label or len(head) == 2:
+        problem = f"{str(path)!r} has no column {by!r} that says whose a row is, beside the label and a feature"
+        raise InputError(problem, f"its columns are {', '.join(head)}")
+    return head.index(by)
+
+
+def _owner(path: Path, line: int, value: str) -> str:
+    if not value.strip():
+        raise InputError(f"line {line} of {str(path)!r} does not say whose it is", "name somebody in every row")
+    return value.strip()
 
 
 def _label(path: Path, line: int, value: str) -> str:

@@ -91,9 +91,8 @@ def certificates(arguments: list[str]) -> None:
 def serve(arguments: list[str]) -> None:
     """Coordinate. Raises InputError."""
     asked, others = parsed(Serve, arguments)
-    host, port = address("--listen", asked.listen)
-    own = tls.identity(asked.certificates, authority.COORDINATOR)
-    tls.context(own, server=True)
+    place = address("--listen", asked.listen)
+    own = identified(asked.certificates, authority.COORDINATOR)
     job, config = composed(asked.experiment, others)
     from lepton_jax.federation import commands
     from lepton_jax.federation.terms import Terms
@@ -101,19 +100,18 @@ def serve(arguments: list[str]) -> None:
     clients = len(job.clients) if asked.cohort is None else asked.cohort
     quorum = clients // 2 + 1 if asked.quorum is None else asked.quorum
     terms = Terms(quorum, asked.deadline, asked.gather, asked.cohort, asked.secure, asked.heartbeat)
-    commands.serve(job, config, terms, own, host, port)
+    commands.serve(job, config, terms, own, *place)
 
 
 def join(arguments: list[str]) -> None:
     """Take part. Raises InputError."""
     asked, others = parsed(Join, arguments)
-    host, port = address("--to", asked.to)
-    own = tls.identity(asked.certificates, asked.name)
-    tls.context(own, server=False)
+    place = address("--to", asked.to)
+    own = identified(asked.certificates, asked.name)
     job, config = composed(asked.experiment, others)
     from lepton_jax.federation import commands
 
-    commands.join(job, config, own, asked.name, host, port, asked.steps, asked.wait)
+    commands.join(job, config, own, asked.name, *place, asked.steps, asked.wait)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {"certificates": certificates, "serve": serve, "join": join}
@@ -137,6 +135,13 @@ def composed(experiment: str, flags: list[str]) -> tuple[Any, Any]:
     print(f"starting   {experiment}, preset {config.preset}, seed {config.seed}", flush=True)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return module.job(config), config
+
+
+def identified(directory: Path, name: str) -> tls.Identity:
+    """A node's certificates, tried before an experiment is composed, which takes a while. Raises InputError."""
+    own = tls.identity(directory, name)
+    tls.context(own, server=name == authority.COORDINATOR)
+    return own
 
 
 def address(flag: str, text: str) -> tuple[str, int]:

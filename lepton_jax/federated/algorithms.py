@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from lepton_jax.errors import InputError, unknown
+from lepton_jax import tree
+from lepton_jax.errors import InputError, named, unknown
 from lepton_jax.federated import nova, scaffold
 from lepton_jax.federated import server as servers
 from lepton_jax.federated.local import Client, equal, local
@@ -27,26 +28,36 @@ def same(arrow: Any) -> Any:
 class Algorithm(NamedTuple):
     """A federated algorithm as what it changes, from the inside out.
 
-    gradient: the local gradient. client: what clients send. round: what the server makes of it. server: the optimizer
-    of a learning rate. shared and own: what it starts from in the stats of all, and in what each client keeps.
+    gradient: the local gradient. update: what becomes of the update that local training ends with. client: what
+    clients send of it. round: what the server makes of their sum. server: the optimizer of a learning rate. shared and
+    own: what it starts from in the stats of all, and in what each client keeps.
     """
 
     gradient: Callable[[GradFn], GradFn] = same
+    update: Callable[[Client], Client] = same
     client: Callable[[Client], Client] = same
     round: Callable[[GradFn], GradFn] = same
     server: Callable[[Rate], optax.GradientTransformation] = servers.averaging
     shared: Starts = {}  # noqa: RUF012  nobody writes to it
     own: Starts = {}  # noqa: RUF012
 
-    def stats(self, clients: int, **own: Callable[[Params], Any]) -> Starts:
-        """What the stats start from, `step.initial(..., **algorithm.stats(clients))`. own: what others keep too."""
-        entries = {**self.own, **own}
-        if not entries:
+    def sending(self, change: Callable[[Client], Client], **own: Callable[[Params], Any]) -> "Algorithm":
+        """The same with a change of the update, such as `compressed`, after those it has; own: what that keeps."""
+        return self._replace(update=lambda client: change(self.update(client)), own={**self.own, **own})
+
+    def trained(self, gradient: GradFn, optimizer: optax.GradientTransformation) -> Client:
+        """A client that trains by this gradient and optimizer, and sends what the algorithm has it send."""
+        return self.client(self.update(local(descend(self.gradient(gradient), optimizer), optimizer)))
+
+    def started(self, params: Params) -> Any:
+        """What a client keeps before its first round, `stats["client"]`."""
+        return {name: start(params) for name, start in self.own.items()}
+
+    def stats(self, clients: int) -> Starts:
+        """What the stats start from, `step.initial(..., **algorithm.stats(clients))`."""
+        if not self.own:
             return self.shared
-        return {
-            **self.shared,
-            CLIENTS: lambda params: kept({name: start(params) for name, start in entries.items()}, clients),
-        }
+        return {**self.shared, CLIENTS: lambda params: kept(self.started(params), clients)}
 
 
 NAMES: tuple[str, ...] = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedprox", "scaffold", "fednova")
@@ -70,8 +81,8 @@ def build(name: str, *, learning_rate: float, clients: int, strength: float = 0.
             gradient=scaffold.corrected,
             client=lambda client: scaffold.informed(equal(client), learning_rate),
             round=lambda gradient: scaffold.controlled(gradient, clients),
-            shared={scaffold.NAME: scaffold.started},
-            own={scaffold.NAME: scaffold.started},
+            shared={scaffold.NAME: tree.zeros},
+            own={scaffold.NAME: tree.zeros},
         )
     if name == "fednova":
         return Algorithm(client=nova.normalized, round=nova.rescaled)
@@ -90,11 +101,12 @@ RATES: dict[str, float] = {name: 0.03 if name in ADAPTIVE else 1.0 for name in N
 """Usual learning rates of the server."""
 
 
-def client(
-    algorithm: Algorithm,
-    gradient: GradFn,
-    optimizer: optax.GradientTransformation,
-    around: Callable[[Client], Client] = same,
-) -> Client:
-    """A client of the algorithm. around: what is put around local training, such as `compressed` updates."""
-    return algorithm.client(around(local(descend(algorithm.gradient(gradient), optimizer), optimizer)))
+def rate(name: str, given: float | None = None) -> float:
+    """The server's learning rate: the one given, or the algorithm's usual one.
+
+    Raises InputError for one that is not positive, and for another algorithm.
+    """
+    usual = named("algorithm", name, RATES)
+    if given is not None and not given > 0:
+        raise InputError(f"the server's learning rate {given} is not positive", f"{usual:g} is usual for {name}")
+    return usual if given is None else given

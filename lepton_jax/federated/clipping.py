@@ -12,10 +12,10 @@ With the norm by a private quantile (Andrew et al. 2021, https://arxiv.org/abs/1
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lepton_jax import quantile as norms
 from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.federated.local import Client
@@ -68,20 +68,16 @@ def sensitivity(share: float = SHARE) -> float:
 def adaptive(grad_fn: GradFn, quantile: float = 0.5, rate: float = 0.2, share: float = SHARE) -> GradFn:
     """The round of such clients, with or without noise, in its own length again, and the norm of the next round.
 
-    The norm moves by a factor of exp(-rate * (share of clients within - quantile)). Raises InputError for a quantile
-    outside [0, 1] and a rate that is not positive.
+    See `quantile.followed`. Raises InputError for a quantile outside (0, 1) and a rate that is not positive.
     """
     _require_share(share)
-    if not 0 <= quantile <= 1 or not 0 < rate < math.inf:
-        problem = f"a clipping norm cannot follow the quantile {quantile} at a rate of {rate}"
-        raise InputError(problem, "give a quantile from 0 to 1, and a rate above 0")
+    norms.require(quantile, rate)
 
     def gradient(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
         mean, aux = grad_fn(params, stats, batch, key)
         (update, _), (_, vote) = mean.total, mean.value()
         clip = aux.stats[NAME]
-        within = jnp.clip(vote / share + 0.5, 0, 1)
-        moved = jnp.where(mean.weight == 0, clip, clip * jnp.exp(-rate * (within - quantile)))
+        moved = jnp.where(mean.weight == 0, clip, norms.followed(clip, vote / share + 0.5, quantile, rate))
         metrics = {**aux.metrics, "update_clip": Mean(clip, jnp.ones_like(clip))}
         after = {**aux.stats, NAME: moved.astype(clip.dtype)}
         return Mean(tree.scale(update, clip), mean.weight), Aux(after, metrics)
@@ -94,7 +90,7 @@ def _bounded(mean: Mean, clip: Float[Array, ""]) -> tuple[Any, Float[Array, ""],
     update, weight = mean.value(), jnp.where(mean.weight == 0, 0, 1).astype(jnp.float32)
     norm = tree.norm(update)
     short = tree.scale(update, jnp.minimum(1, clip / jnp.where(norm > 0, norm, 1)))
-    bounded = tree.where(jnp.isfinite(norm), short, jax.tree.map(jnp.zeros_like, update))
+    bounded = tree.where(jnp.isfinite(norm), short, tree.zeros(update))
     return bounded, weight, norm <= clip
 
 

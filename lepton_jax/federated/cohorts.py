@@ -25,10 +25,10 @@ ALWAYS = Availability()
 class Cohorts:
     """Rounds of clients as batches, leaves [cohort, steps, batch, ...]; see `data.Batches`, whose examples are clients.
 
-    source: all examples. partition: each client's. asked: who is asked in a round. cohort: how many. local_batch_size,
-    local_epochs: how a client goes through its own examples, in an order of its own in each round. availability: who
-    answers in time. shard: (process, processes), of which this one reads its own clients only. skipped: rounds left
-    out, by number. Raises InputError for numbers that cannot be.
+    source: all examples. partition: each client's. asked: who is asked in a round. cohort: how many, on average.
+    local_batch_size, local_epochs: how a client goes through its own examples, in an order of its own in each round.
+    availability: who answers in time. shard: (process, processes), of which this one reads its own clients only.
+    skipped: rounds left out, by number. Raises InputError for numbers that cannot be.
     """
 
     source: Source

@@ -1,7 +1,8 @@
 """Smaller updates: Client -> Client. What a client cannot send in a round, it adds to the update of its next one.
 
 Error feedback (Seide et al. 2014, https://www.isca-archive.org/interspeech_2014/seide14_interspeech.html; Karimireddy
-et al. 2019, https://arxiv.org/abs/1901.09847). The rest lies in `stats["client"]["residual"]`: start it with zeros.
+et al. 2019, https://arxiv.org/abs/1901.09847). The rest lies in `stats["client"]["residual"]`: start it from
+`tree.zeros`.
 """
 
 import math
@@ -39,11 +40,6 @@ def compressed(client: Client, code: Code) -> Client:
         return Mean(tree.scale(shown, mean.weight), mean.weight), Aux({**aux.stats, CLIENT: own}, aux.metrics)
 
     return sparing
-
-
-def started(params: Params) -> Params:
-    """What a client still owes before the first round."""
-    return jax.tree.map(jnp.zeros_like, params)
 
 
 def top_k(share: float) -> Code:

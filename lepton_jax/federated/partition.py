@@ -88,7 +88,7 @@ def parse(text: str) -> tuple[str, float]:
     """`iid`, `dirichlet:0.3`, `shards:2` -> (kind, number), 0 where there is none. Raises InputError."""
     kind, _, number = text.partition(":")
     if kind not in ("iid", "dirichlet", "shards"):
-        raise unknown("partition", kind, ("iid", "dirichlet", "shards"))
+        raise unknown("partition", kind, ("iid", "dirichlet", "shards", "natural:FIELD"))
     try:
         value = float(number or {"iid": 0, "dirichlet": 0.3, "shards": 2}[kind])
     except ValueError:
@@ -96,6 +96,14 @@ def parse(text: str) -> tuple[str, float]:
     if math.isnan(value) or (kind == "iid" and number) or (kind == "shards" and value != int(value)):
         raise InputError(f"the partition {text!r} does not parse", "write iid, dirichlet:0.3 or shards:2")
     return kind, value
+
+
+def field(text: str) -> str | None:
+    """The field that `natural:FIELD` names; None for another partition. Raises InputError where it names none."""
+    kind, _, name = text.partition(":")
+    if kind == "natural" and not name:
+        raise InputError(f"the partition {text!r} names no field", "write natural:writer, if that is the field's name")
+    return name if kind == "natural" else None
 
 
 def build(text: str, labels: Int[np.ndarray, " examples"], clients: int, seed: int) -> Partition:

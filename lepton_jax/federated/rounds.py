@@ -94,7 +94,7 @@ def answer(
     weight = mean.weight * participation
     # where, not *: what never arrived may be anything, NaN included
     said = (mean.total, aux.metrics)
-    silent = jax.tree.map(jnp.zeros_like, said)
+    silent = tree.zeros(said)
     update, metrics = tree.where(participation == 0, silent, tree.scale(said, participation))
     moved = {name: entry for name, entry in aux.stats.items() if name != CLIENT}
     moved = jax.tree.map(lambda new, old: _way(new, old, weight), moved, shared)

@@ -52,7 +52,7 @@ def poisson(clients: int, expected: float, seed: int, most: int) -> Sampling:
     Cohorts have the fixed size `most`: unused places hold the number `clients`, which no client has, at participation
     0, and of more than `most` that many are taken. Raises InputError for numbers that cannot be.
     """
-    _require(clients, most, seed)
+    _require(clients, min(most, clients), seed)
     if not 0 < expected <= most:
         problem = f"{expected} expected clients do not go into cohorts of {most}"
         raise InputError(problem, "leave room for the spread: expected + 5 * sqrt(expected)")

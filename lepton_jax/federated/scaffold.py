@@ -5,7 +5,8 @@ https://arxiv.org/abs/1910.06378; the variates' option II).
     client = scaffold.informed(equal(federated.local(local, optax.sgd(rate))), rate)
     step = descend(scaffold.controlled(federated(client), clients), server)
 
-`stats["scaffold"]` is the server's variate and `stats["client"]["scaffold"]` a client's: start both from `started`.
+`stats["scaffold"]` is the server's variate and `stats["client"]["scaffold"]` a client's. Both start from
+`tree.zeros`.
 """
 
 from typing import Any
@@ -17,14 +18,9 @@ from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.federated.local import Client, steps
 from lepton_jax.federated.rounds import CLIENT
-from lepton_jax.types import Aux, Batch, GradFn, Mean, Params
+from lepton_jax.types import Aux, Batch, GradFn, Mean
 
 NAME = "scaffold"
-
-
-def started(params: Params) -> Params:
-    """A variate before the first round."""
-    return jax.tree.map(jnp.zeros_like, params)
 
 
 def corrected(grad_fn: GradFn) -> GradFn:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Params
 
@@ -71,7 +72,7 @@ def _adaptive(learning_rate: Rate, b1: float, tau: float, accumulate: Accumulate
     learning_rate, tau = _rate(learning_rate), _positive("adaptivity tau", tau)
 
     def init(params: Params) -> Moments:
-        return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: jnp.full_like(x, tau**2), params))
+        return Moments(tree.zeros(params), jax.tree.map(lambda x: jnp.full_like(x, tau**2), params))
 
     def update(gradient: Params, state: Moments, params: Any = None) -> tuple[Params, Moments]:
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, gradient)

@@ -3,6 +3,7 @@
 `python -m lepton_jax.federated certificates | serve | join`; see docs/federation.md.
 """
 
+from lepton_jax.federation.composing import composed
 from lepton_jax.federation.coordinator import Coordinator
 from lepton_jax.federation.dialling import Dialled
 from lepton_jax.federation.frames import Frame, FrameError, Kind
@@ -27,6 +28,7 @@ __all__ = [
     "Participant",
     "Terms",
     "Transport",
+    "composed",
     "identity",
     "received",
 ]

@@ -80,7 +80,7 @@ def sent_like(job: Job, state: TrainState) -> Sent:
 def folded(job: Job, answers: list[Sent]) -> Sent:
     """Many answers as one, added in the order of the list. At least one."""
     # from zero, as the simulation adds: 0 + -0 is 0
-    total = jax.tree.map(jnp.zeros_like, answers[0])
+    total = tree.zeros(answers[0])
     for sent in answers:
         total = tree.add(total, sent)
     if job.combine is None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lepton_jax import quantile as norms
 from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.types import Params, Stats
@@ -131,14 +132,12 @@ def adaptive(clip: float, quantile: float = 0.5, rate: float = 0.2, noise: float
     """Flat clipping to a norm that follows a quantile of the examples' norms, privately.
 
     Each step counts the examples that are not clipped, adds Gaussian noise of standard deviation `noise` to the count,
-    and multiplies the norm by exp(-rate * (share - quantile)) (Andrew et al. 2021, https://arxiv.org/abs/1905.03871).
-    `plan` counts that noise in. Raises InputError for a quantile outside (0, 1) and for numbers that are not positive.
+    and moves the norm by it, see `quantile.followed` (Andrew et al. 2021, https://arxiv.org/abs/1905.03871). `plan`
+    counts that noise in. Raises InputError for a quantile outside (0, 1) and for numbers that are not positive.
     """
-    if not 0 < quantile < 1:
-        raise InputError(f"the quantile {quantile} is not between 0 and 1", "0.5 is usual")
-    if not (0 < rate < math.inf and 0 < noise < math.inf):
-        problem = f"a rate of {rate} or a noise of {noise} is not positive"
-        raise InputError(problem, "0.2 is usual for the rate, and a twentieth of the batch for the noise")
+    norms.require(quantile, rate)
+    if not 0 < noise < math.inf:
+        raise InputError(f"a noise of {noise} on the count is not positive", "a twentieth of the batch is usual")
     return Rule(clip, whole, shortened, Adaptation(quantile, rate, noise))
 
 
