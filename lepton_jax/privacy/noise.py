@@ -14,6 +14,7 @@ from lepton_jax import gradients, keys, tree
 from lepton_jax.errors import InputError
 from lepton_jax.privacy.noting import note
 from lepton_jax.privacy.rules import NAME, Rule, as_rule
+from lepton_jax.quantile import followed
 from lepton_jax.types import Aux, Batch, GradFn, Key, Mean, Params, Stats
 
 
@@ -194,6 +195,5 @@ def _adapted(own: Stats, rule: Rule, batch: float, key: Key) -> Stats:
     assert rule.adaptation is not None
     quantile, rate, noise = rule.adaptation
     count = own["balance"] / 2 + noise * jax.random.normal(key)
-    share = jnp.clip(count / batch + 0.5, 0, 1)
-    clip = own["clip"] * jnp.exp(-rate * (share - quantile))
+    clip = followed(own["clip"], count / batch + 0.5, quantile, rate)
     return {"clip": clip.astype(own["clip"].dtype), "balance": jnp.zeros_like(own["balance"])}
