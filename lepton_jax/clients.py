@@ -61,6 +61,8 @@ def require(config: Config) -> None:
          "use --optimizer sgd --momentum 0 --weight-decay 0, no --clip, no --layer-decay"),
         (over and config.find_learning_rate,
          "--find-learning-rate has no meaning over rounds", f"leave it out, or use --algorithm {CENTRALIZED}"),
+        (over and config.schedule == "plateau",
+         "--schedule plateau has no meaning over rounds", f"use another, or --algorithm {CENTRALIZED}"),
         (over and config.precision == "float16",
          "--precision float16 has no meaning over rounds", f"use bfloat16, or --algorithm {CENTRALIZED}"),
         (over and config.bitwise and (kept or config.combine != "mean"),

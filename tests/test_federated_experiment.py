@@ -219,6 +219,7 @@ def test_side_by_side(tmp_path, capsys):
         (("--epsilon", "3", "--client-clip", "1"), "without noise"),
         (("--mesh", "auto"), "cohorts of clients, and these cannot be planned"),
         (("--find-learning-rate",), "--find-learning-rate has no meaning"),
+        (("--schedule", "plateau"), "--schedule plateau has no meaning"),
         (("--server-learning-rate", "0"), "0.0"),
     ],
 )
