@@ -98,7 +98,7 @@ FLAGS = {
     "--seeds 2 --optimizer adam": ("unknown optimizer 'adam'", "did you mean 'adamw'"),
     "--rollbacks -1": ("--rollbacks -1 is negative", "0 gives up"),
     "--spike 1": ("--spike 1.0 is not above 1", "10 is a loss of ten times"),
-    "--checkpoints ftp://host/run": ("unknown kind of store 'ftp'", "gs, s3"),
+    "--checkpoints ftp://host/run": ("not ftp://", "mount the bucket"),
     "--patience 0": ("--patience 0.0 is not a finite number above 0", "train to the end"),
     "--patience 2 --eval-every inf": ("--patience 2.0 waits for evaluations", "--eval-every a number"),
     "--monitor acuracy": ("unknown --monitor 'acuracy'", "did you mean 'accuracy'"),

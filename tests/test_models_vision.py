@@ -197,8 +197,10 @@ def trained(name: str, axes: str) -> laws.Run:
 
 
 @family
-@pytest.mark.parametrize("axes", ["4x2", "2x4", "data=2,fsdp=2,model=2"])
-def test_the_same_run_on_every_mesh(name, axes, float64):
+@pytest.mark.parametrize(
+    "axes", ["data=2,fsdp=2,model=2", *(pytest.param(x, marks=pytest.mark.long) for x in ("4x2", "2x4"))]
+)
+def test_the_same_run_on_every_mesh(name, axes, float64, unoptimized):
     run = trained(name, axes)
     np.testing.assert_allclose(run.losses, alone(name).losses, rtol=1e-9)
     # leaf by leaf, with momenta, which are sums of gradients: a wrong one that is small would drown in the rest
