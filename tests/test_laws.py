@@ -34,7 +34,7 @@ def batch(size: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "technique", sorted(n for n, row in laws.TECHNIQUES.items() if n not in ("accumulate", "all") and not row.across)
 )
-def test_law_1_accumulated_is_plain(models, name, technique, microbatches):
+def test_law_1_accumulated_is_plain(models, name, technique, microbatches, unoptimized):
     """Also where the batch is ragged and the examples are weighted."""
     ragged = laws.padded(batch(13), 16)
     ragged["weight"][:5] = [0.5, 2, 1, 3, 0.25]
@@ -48,7 +48,7 @@ def test_law_1_accumulated_is_plain(models, name, technique, microbatches):
 
 @pytest.mark.parametrize("name", ["mlp", "dropout"])
 @pytest.mark.parametrize("technique", sorted(laws.TECHNIQUES))
-def test_padding_counts_nothing(models, name, technique):
+def test_padding_counts_nothing(models, name, technique, unoptimized):
     row = laws.TECHNIQUES[technique]
     whole, loss = laws.gradient_of(models[name], row, batch(12))
     with_padding, padded_loss = laws.gradient_of(models[name], row, laws.padded(batch(12), 16))
@@ -57,7 +57,7 @@ def test_padding_counts_nothing(models, name, technique):
 
 
 @pytest.mark.parametrize("technique", sorted(n for n, row in laws.TECHNIQUES.items() if row.deterministic))
-def test_what_changes_the_computation_keeps_the_gradient(models, technique):
+def test_what_changes_the_computation_keeps_the_gradient(models, technique, unoptimized):
     whole, _ = laws.gradient_of(models["mlp"], laws.TECHNIQUES["plain"], batch(16))
     other, _ = laws.gradient_of(models["mlp"], laws.TECHNIQUES[technique], batch(16))
     assert lp.tree.distance(other, whole) < 1e-6

@@ -55,7 +55,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("engine", "name", "axes"), CASES)
-def test_the_clipped_sum_is_that_of_a_loop(references, engine, name, axes):
+def test_the_clipped_sum_is_that_of_a_loop(references, engine, name, axes, unoptimized):
     """Convolutions on several devices too, where automatic sharding returns zeros."""
     loss, params, rows, gradients = references(name)
     norms = privacies.norms(gradients)
@@ -69,7 +69,7 @@ def test_the_clipped_sum_is_that_of_a_loop(references, engine, name, axes):
 
 @pytest.mark.parametrize("name", sorted(privacies.MODELS))
 @pytest.mark.parametrize("engine", sorted(ENGINES))
-def test_norms_are_those_of_a_loop(references, engine, name):
+def test_norms_are_those_of_a_loop(references, engine, name, unoptimized):
     """The engine's own, before any clipping."""
     loss, params, rows, gradients = references(name)
 
@@ -229,7 +229,7 @@ RULES = {"flat": privacy.flat(0.7), "per layer": privacy.per_layer(0.7), "automa
 @pytest.mark.parametrize(
     ("engine", "rule"), [("vmapped", name) for name in RULES] + [("ghost", "per layer"), ("two pass", "flat")]
 )
-def test_one_example_moves_the_sum_by_the_sensitivity_at_most(engine, rule):
+def test_one_example_moves_the_sum_by_the_sensitivity_at_most(engine, rule, unoptimized):
     """A thousand random cases: parameters, weights and examples, some with enormous gradients."""
     model = lp.models.mlp((5,), privacies.CLASSES)
     loss = lp.supervised(model, lp.cross_entropy())
