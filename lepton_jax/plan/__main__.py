@@ -99,10 +99,7 @@ def show(recipe: Any, config: Config, devices: int, memory: float, accelerator: 
 
     wanted = work.of_recipe(recipe, config)
     number = config.microbatches if config.microbatches not in (1, "auto") else None
-    if config.mesh in (None, "auto"):
-        axes = choice.candidates(wanted, devices, number or 1)
-    else:
-        axes = choice.given(wanted, config.mesh, number or 1)
+    axes = choice.looked_at(wanted, None if config.mesh == "auto" else config.mesh, devices, number)
     plan = choice.planned(choice.Predictor(wanted), axes, memory, accelerator, config.precision, number)
     print(table.told(plan, memory, accelerator, config.precision))
     if plan.chosen is None:

@@ -25,6 +25,12 @@ class Plan(NamedTuple):
     chosen: Prediction | None
 
 
+def looked_at(work: Work, mesh: str | None, devices: int, microbatches: int | None = None) -> list[dict[str, int]]:
+    """The mesh that is named, or the candidates where none is. Raises InputError as `given` and `candidates` do."""
+    number = microbatches or 1
+    return candidates(work, devices, number) if mesh is None else given(work, mesh, number)
+
+
 def given(work: Work, mesh: str, microbatches: int = 1) -> list[dict[str, int]]:
     """The one mesh that is named. Raises InputError where it does not divide the batch."""
     axes = meshes.parse(mesh)

@@ -39,11 +39,8 @@ def here(
     microbatches: these and no others. accelerator: by name. Raises InputError where nothing fits.
     """
     work = of_recipe(recipe, config)
-    if config.mesh == AUTO:
-        axes = choice.candidates(work, devices, microbatches or 1)
-    else:
-        axes = choice.given(work, config.mesh or f"{devices}x1", microbatches or 1)
-    by = ACCELERATORS[accelerator]
+    mesh = None if config.mesh == AUTO else config.mesh or f"{devices}x1"
+    axes, by = choice.looked_at(work, mesh, devices, microbatches), ACCELERATORS[accelerator]
     plan = choice.planned(Predictor(work), axes, memory, by, config.precision, microbatches)
     if plan.chosen is None:
         raise choice.too_large(plan, memory)
