@@ -84,6 +84,8 @@ def compose(config: Config) -> "lp.recipe.Recipe":
         if config.private and "model" in state.stats:
             problem = f"--model {config.model} has batch norm, whose averages would leave the clients without noise"
             raise lp.InputError(problem, "use cnn, mlp or wrn16-4-group")
+        if plan := planned(config, stream):
+            plan.require(step, state, stream, stream.steps(config.epochs))
 
     loss = around(lp.supervised(model, criterion))
     if config.algorithm == lp.rounds.CENTRALIZED:
@@ -108,35 +110,33 @@ def compose(config: Config) -> "lp.recipe.Recipe":
 
 
 def rounds(config: Config, dataset: "lp.data.Dataset") -> "tuple[lp.federated.Cohorts, Algorithm]":
-    """(the clients of all rounds, the algorithm)."""
-    stream = lp.clients.cohorts(config, dataset)
-    algorithm, plan = lp.clients.algorithm(config, stream.examples), planned(config, stream)
-    if plan is None:
-        return stream, algorithm
-    asked = lp.federated.sampling.poisson(stream.examples, config.cohort, config.seed, plan.capacity)
-    return replace(stream, asked=asked), noised(algorithm, plan)
+    """(the clients of all rounds, the algorithm).
 
-
-def noised(algorithm: "Algorithm", plan: "lp.privacy.Plan") -> "Algorithm":
-    """Privacy for whole clients, whose updates are clipped: noise on their sum, where two wings meet.
-
-    DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963).
+    With privacy for whole clients there is noise on the sum of their clipped updates (DP-FedAvg, McMahan et al. 2018,
+    https://arxiv.org/abs/1710.06963): here two wings meet.
     """
+    stream = lp.clients.cohorts(config, dataset)
+    plan = planned(config, stream)
+    if plan is None:
+        return stream, lp.clients.algorithm(config, stream.examples)
 
     def noisy(gradient: "lp.types.GradFn") -> "lp.types.GradFn":
-        return lp.privacy.noised(algorithm.round(gradient), plan.noise, plan.clip, plan.batch)
+        return lp.privacy.noised(gradient, plan.noise, plan.clip, plan.batch)
 
-    return algorithm._replace(round=noisy, shared={**algorithm.shared, "privacy": plan.start})
+    algorithm = lp.clients.algorithm(config, stream.examples, noisy)
+    asked = lp.federated.sampling.poisson(stream.examples, config.cohort, config.seed, plan.capacity)
+    return replace(stream, asked=asked), algorithm._replace(shared={**algorithm.shared, "privacy": plan.start})
 
 
-def planned(config: Config, stream: "lp.federated.Cohorts") -> "lp.privacy.Plan | None":
+def planned(config: Config, stream: "lp.data.Batches") -> "lp.privacy.Plan | None":
     """What privacy for whole clients takes and costs, if each joins by itself; None where it is not asked for."""
-    if not config.private or config.client_clip is None:
+    clip = lp.clients.reach(config)
+    if not config.private or clip is None:
         return None
     devices = math.prod(lp.mesh.parse(config.mesh).values()) if config.mesh else 1
     rows = math.lcm(8, devices)  # of a multiple: as many on 1, 2, 4 and 8 devices
     noise = {"noise": config.client_noise, "epsilon": config.epsilon, "delta": config.delta, "multiple": rows}
-    return lp.privacy.plan(stream.examples, config.cohort, stream.steps(config.epochs), config.client_clip, **noise)
+    return lp.privacy.plan(stream.examples, config.cohort, stream.steps(config.epochs), clip, **noise)
 
 
 def job(config: Config) -> "lp.federation.Job":

@@ -1,12 +1,13 @@
 """The parts of a recipe over clients that flags name: who holds what, who answers, the algorithm, local training."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import optax
 
 from lepton_jax import data, errors, federated, recipe, tree
 from lepton_jax.errors import InputError
-from lepton_jax.federated import Cohorts, algorithms, compression, partition
+from lepton_jax.federated import Cohorts, algorithms, clipping, compression, partition
 from lepton_jax.federated.algorithms import Algorithm
 from lepton_jax.rounds import CENTRALIZED, Config
 from lepton_jax.types import GradFn, Loss
@@ -28,17 +29,29 @@ def parted(config: Config, train: data.Source) -> partition.Partition:
     return partition.build(config.partition, data.labels(train), config.clients, config.seed)
 
 
-def algorithm(config: Config, clients: int) -> Algorithm:
-    """The algorithm, and the form in which its updates travel. Raises InputError."""
+def algorithm(config: Config, clients: int, noise: Callable[[GradFn], GradFn] = algorithms.same) -> Algorithm:
+    """The algorithm, the form in which its updates travel, and what goes around their sum. Raises InputError."""
     rates = {"learning_rate": config.learning_rate, "strength": config.proximal}
     found = algorithms.build(config.algorithm, clients=clients, **rates)
     if config.update != "full":
         code = errors.named("form of updates", config.update, compression.CODES)()
         found = found.sending(lambda client: federated.compressed(client, code), residual=tree.zeros)
-    if config.client_clip is not None:
-        clip = config.client_clip
+    clip, quantile, summed = config.client_clip, config.client_quantile, found.round
+    if clip is None:
+        return found
+    if quantile is None:
         found = found.sending(lambda client: federated.clipped(client, clip))
-    return found
+        return found._replace(round=lambda gradient: noise(summed(gradient)))
+    found = found.sending(federated.adaptively_clipped)
+    shared = {**found.shared, **clipping.started(clip)}
+    return found._replace(round=lambda gradient: federated.adaptive(noise(summed(gradient)), quantile), shared=shared)
+
+
+def reach(config: Config) -> float | None:
+    """The greatest norm of what one client adds to the sum; None where there is no bound."""
+    if config.client_clip is None or config.client_quantile is None:
+        return config.client_clip
+    return federated.sensitivity()
 
 
 def local(config: Config, loss: Loss) -> tuple[GradFn, optax.GradientTransformation]:
@@ -59,6 +72,11 @@ def require(config: Config) -> None:
         (exact and used != ("sgd", 0, 0, None, 1),
          f"--algorithm {name} reads its clients' ways as those of plain SGD",
          "use --optimizer sgd --momentum 0 --weight-decay 0, no --clip, no --layer-decay"),
+        (config.client_quantile is not None and config.client_clip is None,
+         f"--client-quantile {config.client_quantile} needs a norm to begin with", "give --client-clip, as in 1"),
+        (config.client_quantile is not None and config.combine != "mean",
+         f"--client-quantile counts votes in a sum of updates, and --combine {config.combine} is none",
+         "use --combine mean"),
         (over and config.find_learning_rate,
          "--find-learning-rate has no meaning over rounds", f"leave it out, or use --algorithm {CENTRALIZED}"),
         (over and config.schedule == "plateau",

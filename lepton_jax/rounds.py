@@ -33,6 +33,8 @@ class Config(config.Config):
     """What clients send of their updates: full, top-k (a hundredth), int8 or sign, the last three with memory."""
     client_clip: float | None = None
     """Clip each client's update to this norm, all at the same weight."""
+    client_quantile: float | None = None
+    """Let that norm follow this quantile of the updates' norms from --client-clip on, by votes under the same noise."""
     epsilon: float | None = None
     """Privacy for whole clients within this budget: noise on the sum of clipped updates, as little as keeps to it. A
     round then asks each client by itself, --cohort of them on average, which is what epsilon is counted for."""

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "lepton_jax"
 
 FLOORS = [
-    {"types", "tree", "keys", "errors", "files", "timing", "convolutions"},
+    {"types", "tree", "keys", "errors", "files", "timing", "convolutions", "noting"},
     {
         "models",
         "weights",

@@ -15,8 +15,7 @@ import pytest
 
 import lepton_jax as lp
 from experiments import federated
-from lepton_jax import cli
-from lepton_jax.privacy import noting
+from lepton_jax import cli, noting
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMED = ("train/examples_per_second", "train/input_idle")
@@ -119,12 +118,45 @@ def test_a_private_round_does_what_is_accounted_for():
     with noting.noted() as notes:
         state, _ = jax.jit(recipe.step)(state, batches[0])
     release = lp.privacy.noise.Release(lp.privacy.constant(1.5), lp.privacy.flat(0.5), 8)
-    assert notes == [release]
+    assert [note for note in notes if note != noting.Bound(0.5)] == [release]
     assert state.stats["privacy"]["steps"] == 1
     sizes = [int(batch["participation"].sum()) for batch in batches]
     assert len({batch["participation"].shape for batch in batches}) == 1
     assert len(set(sizes)) > 5
     assert abs(np.mean(sizes) - 8) < 2
+
+
+@pytest.mark.parametrize("quantile", [None, 0.5])
+def test_rounds_that_do_not_match_their_plan_are_refused(monkeypatch, quantile):
+    options = {"client_noise": 1.5, "client_clip": 0.5, "client_quantile": quantile, "rollbacks": 0, "clients": 40}
+    recipe = federated.compose(dataclasses.replace(federated.PRESETS["smoke"], **options))
+    inputs = recipe.stream.batch(0)["input"][0, 0]
+    state = lp.initial(recipe.model, recipe.optimizer, lp.keys.seeded(0), inputs, **recipe.stats)
+    recipe.require(state)
+    planned = federated.planned
+    for change, problem in [
+        ({"noise": lp.privacy.constant(1.0)}, "has noise"),
+        ({"clip": lp.privacy.flat(1.0)}, "clips by"),
+        ({"examples": 39}, "sees Poisson batches of 8 of 40"),
+        ({"capacity": 40}, "and its plan is for Poisson batches of 8 of 40 in 40 rows"),
+        ({"steps": 4}, "has 5 steps"),
+    ]:
+        monkeypatch.setattr(federated, "planned", lambda *given, to=change: dataclasses.replace(planned(*given), **to))
+        with pytest.raises(lp.InputError, match=problem):
+            recipe.require(state)
+
+
+def test_the_norm_of_updates_follows_their_quantile(tmp_path):
+    """It starts far above all of them, and falls towards their median, by about as much with the noise as without."""
+    flags = ("--client-clip", "50", "--client-quantile", "0.5", "--rollbacks", "0", "--epochs", "4", "--mesh", "2x1")
+    ends = []
+    for noise in ((), ("--client-noise", "0.3")):
+        assert outcome(*flags, *noise, "--run", str(tmp_path / f"run{len(noise)}")) == 0
+        norms = [row["train/update_clip"] for row in rows(tmp_path / f"run{len(noise)}") if "train/update_clip" in row]
+        assert norms[0] == 50
+        ends.append(norms[-1])
+    assert ends[0] == pytest.approx(50 * np.exp(-0.1 * 9), rel=1e-5)  # nobody's update is as long: 9 rounds down
+    assert 0 < ends[1] != ends[0]
 
 
 def test_privacy_for_clients_is_not_counted_between_machines():
@@ -205,6 +237,10 @@ def test_side_by_side(tmp_path, capsys):
         (("--algorithm", "scaffold", "--client-clip", "1"), "--client-clip cuts them short"),
         (("--algorithm", "fedprox", "--proximal", "-1"), "strength -1.0"),
         (("--algorithm", "scaffold", "--bitwise", "8"), "--bitwise adds updates up"),
+        (("--client-quantile", "0.5"), "needs a norm to begin with"),
+        (("--client-quantile", "1.5", "--client-clip", "1"), "the quantile 1.5"),
+        (("--client-quantile", "0.5", "--client-clip", "0"), "norm 0.0"),
+        (("--client-quantile", "0.5", "--client-clip", "1", "--combine", "median"), "counts votes in a sum"),
         ((*PRIVATE, "--epsilon", "0"), "epsilon 0.0"),
         ((*PRIVATE, "--epsilon", "3", "--client-noise", "1"), "both say how much noise"),
         ((*PRIVATE, "--client-noise", "-1"), "the noise multiplier -1.0"),

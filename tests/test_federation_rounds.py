@@ -98,11 +98,13 @@ def test_rounds_over_a_transport_are_those_of_the_simulation():
     assert not events.of("refused")
 
 
-def test_an_experiment_between_machines_is_its_simulation():
-    """Of SCAFFOLD, whose clients keep something, and whose server looks into what they send."""
-    config = dataclasses.replace(
-        experiment.PRESETS["smoke"], clients=3, cohort=3, epochs=2, batch_size=32, examples=300, algorithm="scaffold"
-    )
+@pytest.mark.parametrize(
+    "change", [{"algorithm": "scaffold"}, {"client_clip": 1.0, "client_quantile": 0.5}], ids=["scaffold", "quantile"]
+)
+def test_an_experiment_between_machines_is_its_simulation(change):
+    """Of SCAFFOLD, whose clients keep something, and whose server looks into what they send; with votes beside it."""
+    options = {"clients": 3, "cohort": 3, "epochs": 2, "batch_size": 32, "examples": 300, **change}
+    config = dataclasses.replace(experiment.PRESETS["smoke"], **options)
     recipe = experiment.compose(config)
     the_job = experiment.job(config)
     inputs = recipe.stream.batch(0)["input"][0, 0]
@@ -111,7 +113,8 @@ def test_an_experiment_between_machines_is_its_simulation():
     for number in range(2):
         expected, _ = step(expected, recipe.stream.batch(number))
     state, *_ = run(change=lambda _: the_job)
-    assert lp.tree.distance(state.params, expected.params) < 1e-6
+    shared = {name: entry for name, entry in expected.stats.items() if name != "clients"}
+    assert lp.tree.distance((state.params, state.stats), (expected.params, shared)) < 1e-6
     measured = the_job.evaluate(state)
     assert 0.1 < measured["test/accuracy"] <= 1
 

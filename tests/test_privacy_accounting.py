@@ -131,7 +131,7 @@ def test_a_run_that_does_not_match_its_plan_is_refused():
             other.require(step, state, stream, 5)
     with pytest.raises(InputError, match="has 6 steps"):
         plan.require(step, state, stream, 6)
-    with pytest.raises(InputError, match="shuffled epochs"):
+    with pytest.raises(InputError, match="sees shuffled batches of 16 of 80"):
         plan.require(step, state, data.Stream(laws.digits(), 16, 0), 5)
     bare = lp.descend(lp.plain(lp.supervised(lp.models.mlp((8,), 10), lp.cross_entropy())), laws.optimizer())
     with pytest.raises(InputError, match="adds noise 0 times to unclipped"):

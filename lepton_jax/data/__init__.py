@@ -3,6 +3,7 @@
 from lepton_jax.data.catalog import NAMES, load
 from lepton_jax.data.checks import check, check_labels
 from lepton_jax.data.description import describe
+from lepton_jax.data.drawing import Drawing
 from lepton_jax.data.labeling import labels
 from lepton_jax.data.mixing import Mixture, mixture
 from lepton_jax.data.owning import owned, owners
@@ -16,6 +17,7 @@ __all__ = [
     "Arrays",
     "Batches",
     "Dataset",
+    "Drawing",
     "Mixture",
     "NAMES",
     "Source",

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from lepton_jax.data.drawing import Drawing
 from lepton_jax.data.prefetch import THREADS, ahead
 from lepton_jax.data.sources import Source, gather, in_memory
 from lepton_jax.errors import InputError
@@ -54,6 +55,9 @@ class Batches(Protocol):
 
     @property
     def steps_per_epoch(self) -> int: ...
+
+    @property
+    def drawing(self) -> Drawing: ...
 
     def steps(self, epochs: int | float) -> int: ...
 
@@ -113,6 +117,11 @@ class Stream:
         # Neighboring steps share an epoch or two. Under the lock, so that threads do not all sort the same one.
         self._order = functools.lru_cache(maxsize=4)(lambda epoch: permutation(self.examples, seed, epoch))
         self._lock = threading.Lock()
+
+    @property
+    def drawing(self) -> Drawing:
+        """How its batches are drawn."""
+        return Drawing("shuffled", self.examples, self.batch_size, self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:

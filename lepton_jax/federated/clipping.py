@@ -7,9 +7,12 @@ DP-FedAvg (McMahan et al. 2018, https://arxiv.org/abs/1710.06963) is `clipped` h
 With the norm by a private quantile (Andrew et al. 2021, https://arxiv.org/abs/1905.03871):
 
     adaptive(noised(federated(adaptively_clipped(client)), multiplier, sensitivity(), batch=expected_clients))
+
+A plan of privacy, with clients for examples, can be held against such a round: both note what a client may add.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +22,8 @@ from lepton_jax import quantile as norms
 from lepton_jax import tree
 from lepton_jax.errors import InputError
 from lepton_jax.federated.local import Client
-from lepton_jax.types import Aux, Batch, GradFn, Mean
+from lepton_jax.noting import Bound, note
+from lepton_jax.types import Aux, Batch, GradFn, Mean, Params
 
 NAME = "update_clip"
 SHARE = 0.1
@@ -31,10 +35,10 @@ def clipped(client: Client, clip: float) -> Client:
     One client more or less moves the sum of such updates by at most `clip`. An update that is not finite counts as
     zeros. Raises InputError for a norm that is not positive.
     """
-    if not 0 < clip < math.inf:
-        raise InputError(f"the clipping norm {clip} is not positive and finite", "1.0 is usual")
+    _require_norm(clip)
 
     def bounded(params: Any, stats: Any, batches: Batch, key: Any) -> tuple[Mean, Aux]:
+        note(Bound(clip))
         mean, aux = client(params, stats, batches, key)
         update, weight, _ = _bounded(mean, jnp.float32(clip))
         return Mean(tree.scale(update, weight), weight), aux
@@ -42,15 +46,25 @@ def clipped(client: Client, clip: float) -> Client:
     return bounded
 
 
+def started(clip: float) -> dict[str, Callable[[Params], Float[Array, ""]]]:
+    """What the stats of `adaptively_clipped` clients start from: the norm of the first round.
+
+    Raises InputError for a norm that is not positive.
+    """
+    _require_norm(clip)
+    return {NAME: lambda params: jnp.float32(clip)}
+
+
 def adaptively_clipped(client: Client, share: float = SHARE) -> Client:
     """The client's update over the norm `stats["update_clip"]`, clipped to norm 1, and whether it was within.
 
     Its Mean is of (update, share * (within - 1/2)), of norm at most `sensitivity(share)`, so one noise covers both: a
-    small `share` leaves nearly all of the budget to the update. Start the stats with `update_clip=jnp.float32(...)`.
+    small `share` leaves nearly all of the budget to the update. Start the stats with `**started(clip)`.
     """
     _require_share(share)
 
     def bounded(params: Any, stats: Any, batches: Batch, key: Any) -> tuple[Mean, Aux]:
+        note(Bound(sensitivity(share)))
         mean, aux = client(params, stats, batches, key)
         update, weight, within = _bounded(mean, stats[NAME])
         vote = jnp.where(within, share / 2, -share / 2).astype(jnp.float32)
@@ -92,6 +106,11 @@ def _bounded(mean: Mean, clip: Float[Array, ""]) -> tuple[Any, Float[Array, ""],
     short = tree.scale(update, jnp.minimum(1, clip / jnp.where(norm > 0, norm, 1)))
     bounded = tree.where(jnp.isfinite(norm), short, tree.zeros(update))
     return bounded, weight, norm <= clip
+
+
+def _require_norm(clip: float) -> None:
+    if not 0 < clip < math.inf:
+        raise InputError(f"the clipping norm {clip} is not positive and finite", "1.0 is usual")
 
 
 def _require_share(share: float) -> None:

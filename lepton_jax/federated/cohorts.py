@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from lepton_jax.data import Source, gather
+from lepton_jax.data import Drawing, Source, gather
 from lepton_jax.data.prefetch import THREADS, ahead
 from lepton_jax.data.stream import number, steps
 from lepton_jax.errors import InputError
@@ -59,6 +59,11 @@ class Cohorts:
     def examples(self) -> int:
         """The number of clients: an epoch is over when as many have been asked."""
         return len(self.partition)
+
+    @property
+    def drawing(self) -> Drawing:
+        """How cohorts are drawn of all clients."""
+        return self.asked.drawing
 
     @property
     def local_steps(self) -> int:

@@ -12,13 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from lepton_jax.data import Drawing
 from lepton_jax.errors import InputError
 
 Cohort = tuple[Int[np.ndarray, " cohort"], Float[np.ndarray, " cohort"]]
 """(the numbers of the clients, their participation: 0 for padding and for who does not answer, else 1)."""
 
-Sampling = Callable[[int], Cohort]
-"""round -> the clients that are asked."""
+
+@dataclass(frozen=True)
+class Sampling:
+    """Who is asked in a round: asked: round -> Cohort. drawing: how they are drawn of all clients, in which cohorts."""
+
+    asked: Callable[[int], Cohort]
+    drawing: Drawing
+
+    def __call__(self, round: int) -> Cohort:
+        """The clients that are asked in a round."""
+        return self.asked(round)
 
 
 def numbers(seed: int, purpose: str, round: int, client: int, count: int, part: int = 0) -> np.ndarray:
@@ -43,7 +53,7 @@ def fixed_size(clients: int, cohort: int, seed: int) -> Sampling:
         order = np.argsort(numbers(seed, "cohort", round, 0, clients), kind="stable")
         return np.sort(order[:cohort]).astype(np.int32), np.ones(cohort, np.float32)
 
-    return asked
+    return Sampling(asked, Drawing("fixed", clients, cohort, cohort))
 
 
 def poisson(clients: int, expected: float, seed: int, most: int) -> Sampling:
@@ -64,7 +74,7 @@ def poisson(clients: int, expected: float, seed: int, most: int) -> Sampling:
         there = (np.arange(most) < len(drawn)).astype(np.float32)
         return np.append(drawn, [clients] * (most - len(drawn))).astype(np.int32), there
 
-    return asked
+    return Sampling(asked, Drawing("poisson", clients, expected, most))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from lepton_jax import convolutions, keys, tree
 from lepton_jax import mesh as meshes
 from lepton_jax.errors import InputError
+from lepton_jax.noting import note
 from lepton_jax.privacy.engine import Engine, vmapped
-from lepton_jax.privacy.noting import note
 from lepton_jax.privacy.rules import NAME, Rule, as_rule
 from lepton_jax.types import Aux, Batch, GradFn, Loss, Mean, Stats
 

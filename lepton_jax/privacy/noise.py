@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lepton_jax import gradients, keys, tree
 from lepton_jax.errors import InputError
-from lepton_jax.privacy.noting import note
+from lepton_jax.noting import note
 from lepton_jax.privacy.rules import NAME, Rule, as_rule
 from lepton_jax.quantile import followed
 from lepton_jax.types import Aux, Batch, GradFn, Key, Mean, Params, Stats

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from lepton_jax.data import Source, Stream
+from lepton_jax.data import Batches, Drawing, Source, Stream
 from lepton_jax.errors import InputError
+from lepton_jax.noting import Bound, noted
 from lepton_jax.privacy.accounting import Mechanism, calibrated, epsilons, rows
 from lepton_jax.privacy.noise import Noise, Release, constant, started
-from lepton_jax.privacy.noting import noted
-from lepton_jax.privacy.rules import NAME, Rule, as_rule
+from lepton_jax.privacy.rules import NAME, Rule, as_rule, flat
 from lepton_jax.privacy.sampling import FixedSize, Poisson
 from lepton_jax.types import Params, Stats, Step, TrainState
 
@@ -37,6 +37,11 @@ class Plan(Mechanism):
     def start(self, params: Params) -> Stats:
         """What `noised` starts from: `step.initial(..., privacy=plan.start)`."""
         return started(params, self.noise, self.clip)
+
+    @property
+    def drawing(self) -> Drawing:
+        """How the batches of the run have to be drawn."""
+        return Drawing(self.sampling, self.examples, self.batch, self.capacity, self.bands)
 
     def stream(self, source: Source, seed: int, **options: Any) -> Stream:
         """Batches drawn as the plan accounts for. Raises InputError for another number of examples."""
@@ -73,7 +78,7 @@ class Plan(Mechanism):
             "clip": self.clip.clip,
         }  # fmt: skip
 
-    def require(self, step: Step, state: TrainState, stream: Stream, steps: int) -> None:
+    def require(self, step: Step, state: TrainState, stream: Batches, steps: int) -> None:
         """Raise InputError where a run would do something else than what the plan accounts for.
 
         The step is traced, for states and batches like these, and what it clips by and releases is read off; so it
@@ -84,6 +89,7 @@ class Plan(Mechanism):
             jax.eval_shape(lambda state, batch: step(state, batch), state, stream.batch(0))
         releases = [fact for fact in notes if isinstance(fact, Release)]
         rules = [fact for fact in notes if isinstance(fact, Rule)]
+        rules += [flat(fact.norm) for fact in notes if isinstance(fact, Bound)]
         if len(releases) != 1 or not rules:
             problem = f"the step adds noise {len(releases)} times to {'clipped' if rules else 'unclipped'} gradients"
             raise InputError(problem, "build it of privacy.private(loss, plan), once")
@@ -92,16 +98,10 @@ class Plan(Mechanism):
         found = releases[0]
         _agree("has noise", found.noise.levels, "is for", self.noise.levels, found.noise == self.noise)
         _agree("divides by", found.batch, "is for", self.batch, found.batch == self.batch)
-        _agree("sees", _drawing(stream), "is for", _drawing(self._like(stream)), self._draws(stream))
+        _agree("sees", stream.drawing, "is for", self.drawing, stream.drawing == self.drawing)
         _agree("has", f"{steps} steps", "is for", self.steps, steps <= self.steps)
         done = int(state.stats[NAME]["steps"])
         _agree("has done", f"{done} private steps", "knows of", int(state.step), done == int(state.step))
-
-    def _like(self, stream: Stream) -> Stream:
-        return self.stream(stream.source, stream.seed)
-
-    def _draws(self, stream: Stream) -> bool:
-        return len(stream.source) == self.examples and _drawing(stream) == _drawing(self._like(stream))
 
 
 def plan(
@@ -154,14 +154,3 @@ def _agree(does: str, found: Any, planned: str, wanted: Any, alike: bool) -> Non
 def _shown(rule: Rule) -> str:
     name = {"whole": "flat", "by_layer": "per layer"}.get(getattr(rule.groups, "__name__", ""), "")
     return f"a {name} norm of {rule.clip}{' that adapts' if rule.adaptation else ''}"
-
-
-def _drawing(stream: Stream) -> str:
-    """How a stream draws, in words that two streams share where they draw alike."""
-    match stream:
-        case Poisson():
-            what = f"Poisson batches with probability {stream.probability:.6g} in {stream.capacity} rows"
-            return f"{what}, one step in {stream.bands}" if stream.bands > 1 else what
-        case FixedSize():
-            return f"fresh batches of {stream.batch_size} of {stream.examples}"
-    return f"shuffled epochs in batches of {stream.batch_size}"

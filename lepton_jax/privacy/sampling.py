@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from lepton_jax.data import Source, Stream, gather
+from lepton_jax.data import Drawing, Source, Stream, gather
 from lepton_jax.data.stream import rows_of
 from lepton_jax.errors import InputError
 
@@ -42,6 +42,11 @@ class Poisson(Stream):
 
     def _again(self, **options: Any) -> "Poisson":
         return Poisson(self.source, self.batch_size, self.seed, capacity=self.capacity, bands=self.bands, **options)
+
+    @property
+    def drawing(self) -> Drawing:
+        """How its batches are drawn."""
+        return Drawing("poisson", self.examples, self.batch_size, self.capacity, self.bands)
 
     def joining(self, step: int) -> Bool[np.ndarray, " examples"]:
         """Which examples a step draws, before any is left out for lack of rows."""
@@ -88,6 +93,11 @@ class FixedSize(Stream):
 
     def _again(self, **options: Any) -> "FixedSize":
         return FixedSize(self.source, self.batch_size, self.seed, **options)
+
+    @property
+    def drawing(self) -> Drawing:
+        """How its batches are drawn."""
+        return Drawing("fixed", self.examples, self.batch_size, self.capacity)
 
     def indices(self, step: int) -> Int[np.ndarray, " rows"]:
         """The examples of a step, as positions in the source; of several processes, this one's."""

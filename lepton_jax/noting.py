@@ -1,4 +1,4 @@
-"""What a step does for privacy, read off its trace, however deep in it: which rules clip, and what is released.
+"""What a step does for privacy, read off its trace, however deep in it: what is clipped, and what is released.
 
 So a plan can be compared with the step itself, and not with what somebody says about it.
 """
@@ -6,9 +6,15 @@ So a plan can be compared with the step itself, and not with what somebody says 
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 _NOTES: ContextVar[list[Any] | None] = ContextVar("what a traced step does for privacy", default=None)
+
+
+class Bound(NamedTuple):
+    """That one of what is summed, an example or a client, adds at most this norm."""
+
+    norm: float
 
 
 def note(fact: Any) -> None:
