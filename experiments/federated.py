@@ -175,6 +175,7 @@ def compared(config: Config) -> None:
     """The same number of passes over the same data: in one place, with even clients, and with the given ones."""
     directory = pathlib.Path(config.run) if config.run else lp.runs.fresh("federated")
     alone = replace(config, compare=False)
+    field = lp.federated.partition.field(config.partition)
     passes = {
         name: getattr(config, name) * config.local_epochs for name in ("epochs", "eval_every", "checkpoint_every")
     }
@@ -187,7 +188,7 @@ def compared(config: Config) -> None:
             log_every=20 * config.log_every,
             **passes,
         ),
-        "iid": replace(alone, partition="iid"),
+        "iid": replace(alone, partition=f"even:{field}" if field else "iid"),
         "clients": alone,
     }
     lp.several.variants(main, runs, directory, "clients")

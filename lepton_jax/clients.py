@@ -25,7 +25,7 @@ def cohorts(config: Config, dataset: data.Dataset) -> Cohorts:
 def parted(config: Config, train: data.Source) -> partition.Partition:
     """Who holds what. Raises InputError."""
     if partition.field(config.partition):
-        return partition.natural(data.owners(train))
+        return partition.by_field(config.partition, data.owners(train), config.seed)
     return partition.build(config.partition, data.labels(train), config.clients, config.seed)
 
 

@@ -16,7 +16,8 @@ class Config(config.Config):
     with as many passes over it."""
     partition: str = "dirichlet:0.1"
     """Who holds what: iid, dirichlet:CONCENTRATION (the smaller the more uneven), shards:EACH, or natural:FIELD, by the
-    field of csv, jsonl or npz data that says whose an example is: a client for each, whatever --clients says."""
+    field of csv, jsonl or npz data that says whose an example is: a client for each, whatever --clients says; or
+    even:FIELD, as many even clients."""
     clients: int = 20
     """How many clients hold the data."""
     cohort: int = 8

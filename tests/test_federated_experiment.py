@@ -74,22 +74,38 @@ def test_a_run_with_all_that_clients_keep_leaves_a_run(tmp_path, capsys):
     assert np.isfinite(record["metrics"]["test/loss"])
 
 
-def test_natural_clients_are_whom_a_field_names(tmp_path):
-    """A client for each writer, in order, however many --clients says; and no writer is a feature."""
+def written(directory: pathlib.Path) -> tuple[federated.Config, np.ndarray]:
+    """(flags for examples in files, each by a writer; the writers)."""
     rng = np.random.default_rng(0)
     writers = rng.choice(["nina", "max", "otto", "eva", "ida"], 200)
     inputs = rng.normal(size=(200, 3))
     rows = [f"{x[0]},{w},{x[1]},{x[2]},{int(x[0] > 0)}" for x, w in zip(inputs, writers, strict=True)]
-    (tmp_path / "train.csv").write_text("\n".join(["a,writer,b,c,label", *rows]))
-    (tmp_path / "test.csv").write_text("\n".join(["a,writer,b,c,label", *rows[:50]]))
+    (directory / "train.csv").write_text("\n".join(["a,writer,b,c,label", *rows]))
+    (directory / "test.csv").write_text("\n".join(["a,writer,b,c,label", *rows[:50]]))
+    options = {"data": "csv", "data_dir": str(directory), "cohort": 4, "partition": "natural:writer"}
+    return dataclasses.replace(federated.PRESETS["smoke"], **options), writers
+
+
+def test_natural_clients_are_whom_a_field_names(tmp_path):
+    """A client for each writer, in order, however many --clients says; and no writer is a feature."""
+    config, writers = written(tmp_path)
     flags = ("--data", "csv", "--data-dir", str(tmp_path), "--cohort", "4", "--mesh", "1x1")
     assert outcome(*flags, "--partition", "natural:writer", "--run", str(tmp_path / "run")) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2  # ceil(5 / 4)
-    config = dataclasses.replace(federated.PRESETS["smoke"], data="csv", data_dir=str(tmp_path), cohort=4)
-    recipe = federated.compose(dataclasses.replace(config, partition="natural:writer"))
+    recipe = federated.compose(config)
     assert recipe.dataset.input_shape == (3,)
     for held, name in zip(recipe.stream.partition, sorted(set(writers)), strict=True):
         np.testing.assert_array_equal(held, np.flatnonzero(writers == name))
+
+
+def test_beside_natural_clients_stand_as_many_even_ones(tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(lp.several, "variants", lambda run, runs, *given: found.update(runs))
+    federated.compared(written(tmp_path)[0])
+    recipes = {name: federated.compose(config) for name, config in found.items()}
+    assert {recipe.dataset.input_shape for recipe in recipes.values()} == {(3,)}
+    assert [len(part) for part in recipes["iid"].stream.partition] == [40] * 5
+    assert len({len(part) for part in recipes["clients"].stream.partition}) > 1
 
 
 PRIVATE = ("--client-clip", "0.5", "--rollbacks", "0")
@@ -217,6 +233,7 @@ def test_side_by_side(tmp_path, capsys):
         (("--algorithm", "fedavgg"), "unknown algorithm 'fedavgg'"),
         (("--partition", "dirichlet:0"), "concentration 0.0 of the Dirichlet"),
         (("--partition", "natural"), "'natural' names no field"),
+        (("--partition", "even"), "'even' names no field"),
         (("--partition", "natural:writer"), "'digits' has no field 'writer'"),
         (("--partition", "diriclet:1"), "unknown partition 'diriclet'"),
         (("--clients", "5"), "a cohort of 8 is more than the 5 clients"),

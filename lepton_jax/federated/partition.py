@@ -88,7 +88,7 @@ def parse(text: str) -> tuple[str, float]:
     """`iid`, `dirichlet:0.3`, `shards:2` -> (kind, number), 0 where there is none. Raises InputError."""
     kind, _, number = text.partition(":")
     if kind not in ("iid", "dirichlet", "shards"):
-        raise unknown("partition", kind, ("iid", "dirichlet", "shards", "natural:FIELD"))
+        raise unknown("partition", kind, ("iid", "dirichlet", "shards", "natural:FIELD", "even:FIELD"))
     try:
         value = float(number or {"iid": 0, "dirichlet": 0.3, "shards": 2}[kind])
     except ValueError:
@@ -99,11 +99,19 @@ def parse(text: str) -> tuple[str, float]:
 
 
 def field(text: str) -> str | None:
-    """The field that `natural:FIELD` names; None for another partition. Raises InputError where it names none."""
+    """The field that `natural:FIELD` and `even:FIELD` name; None for another partition. Raises InputError for none."""
     kind, _, name = text.partition(":")
-    if kind == "natural" and not name:
-        raise InputError(f"the partition {text!r} names no field", "write natural:writer, if that is the field's name")
-    return name if kind == "natural" else None
+    if kind not in ("natural", "even"):
+        return None
+    if not name:
+        raise InputError(f"the partition {text!r} names no field", f"write {kind}:writer, if that is the field's name")
+    return name
+
+
+def by_field(text: str, owners: Int[np.ndarray, " examples"], seed: int) -> Partition:
+    """The partition that `natural:FIELD` names, of whose each example is; for `even:FIELD` as many IID clients."""
+    clients = natural(owners)
+    return iid(len(owners), len(clients), seed) if text.startswith("even:") else clients
 
 
 def build(text: str, labels: Int[np.ndarray, " examples"], clients: int, seed: int) -> Partition:
