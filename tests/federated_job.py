@@ -18,6 +18,8 @@ class Config(lp.config.Config):
     """Rounds."""
     pause: float = 0.0
     """Seconds that each client sleeps before it computes."""
+    keeping: bool = False
+    """Send signs, and keep for the next round what they leave out."""
     width: int = 1
     """Columns of a weight that only makes the model larger."""
 
@@ -69,6 +71,10 @@ def job(config):
 
     names = tuple(f"n{number}" for number in range(config.clients))
     local, server = optax.sgd(config.learning_rate), optax.sgd(1.0, momentum=0.5)
+    algorithm = federated.algorithms.Algorithm()
+    if config.keeping:
+        code = federated.sign()
+        algorithm = algorithm.sending(lambda client: federated.compressed(client, code), residual=lp.tree.zeros)
 
     def data(name, round_):
         time.sleep(config.pause)
@@ -77,10 +83,11 @@ def job(config):
     return federation.Job(
         name="federated_job",
         state=lambda: state(config, server),
-        client=federated.local(lp.descend(lp.plain(loss), local), local),
+        client=algorithm.trained(lp.plain(loss), local),
         step=lp.descend(federation.received, server),
         clients=names,
         rounds=config.rounds,
         batches=lp.step.shapes(batches(0, 0)),
         data=data,
+        own=algorithm.started,
     )

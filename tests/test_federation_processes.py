@@ -27,7 +27,7 @@ from lepton_jax import federation, preemption
 from lepton_jax.federation import commands
 from lepton_jax.launch.ledger import Events
 from tests import federated_job
-config = federated_job.Config(clients=2, rounds=int(sys.argv[2]))
+config = federated_job.Config(clients=2, rounds=int(sys.argv[2]), keeping=True)
 job = federated_job.job(config)
 place = pathlib.Path(sys.argv[1])
 made = federation.Coordinator(job, job.state(), federation.Terms(quorum=2), Events(place / "events.jsonl"))
@@ -63,7 +63,8 @@ class Federation:
         return self.start("serve", "tests.federated_job", *listen, *self.serving)
 
     def join(self, name: str) -> subprocess.Popen:
-        return self.start("join", "tests.federated_job", "--to", f"127.0.0.1:{self.port}", "--name", name)
+        to = ["--to", f"127.0.0.1:{self.port}", "--memory", str(self.place / "memory")]
+        return self.start("join", "tests.federated_job", *to, "--name", name)
 
     def events(self, kind: str) -> list[dict]:
         path = self.run / "events.jsonl"
@@ -98,8 +99,9 @@ def federation(tmp_path):
         yield lambda *words: stack.enter_context(contextlib.closing(Federation(tmp_path, *words)))
 
 
-def test_a_coordinator_that_is_killed_goes_on_bit_by_bit_where_it_was(federation, tmp_path):
-    case = federation([], ["--clients", "2", "--rounds", "5", "--pause", "0.3"])
+def test_who_is_killed_goes_on_bit_by_bit_where_it_was(federation, tmp_path):
+    """The coordinator, and a client that keeps something."""
+    case = federation([], ["--clients", "2", "--rounds", "5", "--pause", "0.3", "--keeping"])
     (tmp_path / "alone").mkdir()
     alone = case.python([sys.executable, "-c", ALONE, str(tmp_path / "alone"), "5"])
     first, clients = case.serve(), [case.join(name) for name in ("n0", "n1")]
@@ -108,14 +110,17 @@ def test_a_coordinator_that_is_killed_goes_on_bit_by_bit_where_it_was(federation
     first.send_signal(signal.SIGKILL)
     first.wait()
     second = case.serve()
+    clients[1].send_signal(signal.SIGKILL)
+    clients[1].wait()
+    again = case.join("n1")
     said = ended(second)
     assert "resumed    after round" in said
-    for client in clients:
+    for client in (clients[0], again):
         assert "took part in" in ended(client)
     ended(alone)
-    begun, again = (event["round"] for event in case.events("start"))
+    begun, resumed = (event["round"] for event in case.events("start"))
     assert begun == 0
-    assert again >= 1
+    assert resumed >= 1
     assert all(event["clients"] == ["n0", "n1"] for event in case.events("closed"))
     assert (case.run / "weights.safetensors").read_bytes() == (tmp_path / "alone/weights.safetensors").read_bytes()
     assert json.loads((case.run / "result.json").read_text())["status"] == "complete"
@@ -176,6 +181,7 @@ BAD = {
     f"join {JOB} {CERTIFICATES} --name n1": "has no n1.pem",
     f"join {JOB} {CERTIFICATES} --name n0 --steps 0": "--steps 0",
     f"join {JOB} {CERTIFICATES} --name n0 --wait nan": "--wait nan",
+    f"join {JOB} {CERTIFICATES} --name n0 --keeping --memory c/ca.pem": "--memory c/ca.pem cannot be used",
     "certificates --out c --nodes n0": "has a certificate of n0 already",
     "certificates --out d --nodes N0": "cannot be the name",
     "certificates --out d --nodes a --day 3": "--day",

@@ -79,6 +79,9 @@ class Join:
     """Local steps that this machine can do in a round, at most. Default: all of them."""
     wait: float = 600.0
     """Seconds for which the coordinator may be away."""
+    memory: Path | None = None
+    """A directory for what this client keeps from round to round, so that killed and started again it goes on where it
+    was. Default: the process alone."""
 
 
 def certificates(arguments: list[str]) -> None:
@@ -111,7 +114,7 @@ def join(arguments: list[str]) -> None:
     job, config = composed(asked.experiment, others)
     from lepton_jax.federation import commands
 
-    commands.join(job, config, own, asked.name, *place, asked.steps, asked.wait)
+    commands.join(job, config, own, asked.name, *place, asked.steps, asked.wait, asked.memory)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {"certificates": certificates, "serve": serve, "join": join}

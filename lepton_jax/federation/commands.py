@@ -13,6 +13,7 @@ from lepton_jax.config import Config
 from lepton_jax.errors import InputError, PreemptedError
 from lepton_jax.federation import dialling, gathering, job, tls
 from lepton_jax.federation.coordinator import Coordinator
+from lepton_jax.federation.health import Standing
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.listening import Listener, bound
 from lepton_jax.federation.participant import Participant
@@ -24,10 +25,10 @@ EVENTS, WEIGHTS = "events.jsonl", "weights.safetensors"
 
 
 class Begun(NamedTuple):
-    """Where a run goes on: its state, the clients that it no longer waits for, the last round's metrics."""
+    """Where a run goes on: its state, how its clients stand, the last round's metrics."""
 
     state: TrainState
-    lost: list[str]
+    standing: Standing
     metrics: Mapping[str, float]
 
 
@@ -52,7 +53,7 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
         place = config.checkpoints or directory / "checkpoints"
         checkpoints = stack.enter_context(checkpoint.Checkpoints(place, config.keep, config.monitor))
         begun = gone_on(checkpoints, state)
-        coordinating = Coordinator(job_, begun.state, terms, events, begun.lost, say)
+        coordinating = Coordinator(job_, begun.state, terms, events, begun.standing, say)
         most = job.most_bytes(job_, state)
         listener = Listener(listening, own, coordinating.answer, most, coordinating.refused)
         with contextlib.closing(listener):
@@ -84,12 +85,12 @@ def opened(job_: Job, config: Config, terms: Terms, state: TrainState) -> pathli
 def gone_on(checkpoints: checkpoint.Checkpoints, state: TrainState) -> Begun:
     """The newest good checkpoint, or the beginning. Raises DamagedError where none is good."""
     if checkpoints.latest() is None:
-        return Begun(state, [], {})
+        return Begun(state, Standing(), {})
     found, info = checkpoints.restore(state, mesh.make("1x1"))
     for step, why in checkpoints.aside.items():
         say(f"damaged    round {step}: {why}")
     say(f"resumed    after round {int(found.step)}")
-    return Begun(found, info["lost"], info["metrics"])
+    return Begun(found, Standing(info["lost"], info["taken"]), info["metrics"])
 
 
 def held(
@@ -98,10 +99,10 @@ def held(
     """Round after round, each saved: the last one's metrics. Raises PreemptedError where asked to stop."""
     last, committed = begun.metrics, None
 
-    def save(state: TrainState, lost: list[str], metrics: Mapping[str, float]) -> None:
+    def save(state: TrainState, standing: Standing, metrics: Mapping[str, float]) -> None:
         nonlocal last
         last = metrics
-        checkpoints.save(state, {"lost": lost, "metrics": dict(metrics)}, metrics)
+        checkpoints.save(state, {**standing._asdict(), "metrics": dict(metrics)}, metrics)
 
     def leave(number: int) -> bool:
         nonlocal committed
@@ -130,12 +131,21 @@ def finish(directory: pathlib.Path, job_: Job, state: TrainState, metrics: Mappi
 
 
 def join(
-    job_: Job, config: Config, own: tls.Identity, name: str, host: str, port: int, steps: int | None, patience: float
+    job_: Job,
+    config: Config,
+    own: tls.Identity,
+    name: str,
+    host: str,
+    port: int,
+    steps: int | None,
+    patience: float,
+    memory: pathlib.Path | None = None,
 ) -> int:
     """Take part in all rounds of a job that are left: the rounds in which this client's update was taken.
 
     steps: local steps of a round that this machine can do; None for all. patience: seconds for which the coordinator
-    may be away. Raises InputError, and UnreachableError where it is away for longer.
+    may be away. memory: a directory for what the client keeps from round to round. Raises InputError, and
+    UnreachableError where it is away for longer.
     """
     job_ = agreed(job_, config)
     job.check(job_)
@@ -144,7 +154,7 @@ def join(
         raise InputError(f"--wait {patience} is not a number above 0", "600 is ten minutes")
     most = job.most_bytes(job_, jax.eval_shape(job_.state))
     with contextlib.closing(dialling.Dialled(host, port, own, most, patience)) as transport:
-        participant = Participant(job_, name, transport, steps)
+        participant = Participant(job_, name, transport, steps, memory)
         say(f"joining    {host}:{port} as {name}")
         participant.run()
     say(f"done       {name} took part in {len(participant.rounds)} of {job_.rounds} rounds")

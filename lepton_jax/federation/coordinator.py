@@ -15,7 +15,7 @@ from lepton_jax import progress
 from lepton_jax.federated import sampling
 from lepton_jax.federation import frames, gathering, job, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
-from lepton_jax.federation.health import Health
+from lepton_jax.federation.health import Health, Standing
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.masks import ProtocolError
 from lepton_jax.federation.rounds import Round
@@ -38,7 +38,7 @@ class Log(Protocol):
 class Coordinator:
     """The rounds of a job. `answer` is the transport's, `run` the thread's that trains.
 
-    lost: the clients that rounds did not wait for when the run was last saved. say: prints a line.
+    standing: the clients' when the run was last saved. say: prints a line.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Coordinator:
         state: TrainState,
         terms: Terms,
         events: Log,
-        lost: Collection[str] = (),
+        standing: Standing = Standing(),  # noqa: B008  nobody writes to it
         say: Callable[[str], None] = lambda text: None,
     ):
         job.check(job_)
@@ -57,7 +57,8 @@ class Coordinator:
         self._gathering = gathering.chosen(job_, job.sent_like(job_, state), terms)
         self._fingerprint = job.fingerprint(job_, state)
         self._changed = threading.Condition()
-        self._health = Health(job_.clients, terms.heartbeat, sorted(lost))
+        self._health = Health(job_.clients, terms.heartbeat, standing.lost)
+        self._taken = dict(standing.taken)
         self._round: Round | None = None
         self._past: Round | None = None  # the one before, for answers that got lost
         self._attempts, self._refusals = 0, 0
@@ -152,11 +153,11 @@ class Coordinator:
     # --- rounds
 
     def run(
-        self, save: Callable[[TrainState, list[str], Mapping[str, float]], None], leave: Callable[[int], bool]
+        self, save: Callable[[TrainState, Standing, Mapping[str, float]], None], leave: Callable[[int], bool]
     ) -> bool:
         """Round after round: True once all are done, False where `leave` said so, asked with the number of the round.
 
-        save: called with the state, the clients lost by now, and the metrics, after each round.
+        save: called with the state, the clients' standing, and the metrics, after each round.
         """
         try:
             while (number := int(self.state.step)) < self._job.rounds:
@@ -166,8 +167,8 @@ class Coordinator:
                 if (metrics := self._stepped(round_)) is not None:
                     progress.reporter().progress(number + 1)
                     with self._changed:
-                        lost = sorted(self._health.lost)
-                    save(self.state, lost, metrics)
+                        standing = Standing(sorted(self._health.lost), dict(self._taken))
+                    save(self.state, standing, metrics)
             self._finish()
             return True
         finally:
@@ -207,6 +208,7 @@ class Coordinator:
                 "round": number,
                 "key": key,
                 "steps": self._health.steps.get(name),
+                "taken": self._taken.get(name),
                 "threshold": self._gathering.threshold,
                 "parties": len(members),
                 "heartbeat": self._terms.heartbeat,
@@ -263,6 +265,7 @@ class Coordinator:
         metrics = {name: float(mean.value()) for name, mean in found.items()}
         with self._changed:
             self.state, self._attempts = state, 0
+            self._taken |= dict.fromkeys(given, round_.number)
             self._events.write("closed", **said, metrics=metrics)
         told = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._say(

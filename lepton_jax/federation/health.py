@@ -1,10 +1,18 @@
 """Who is there: when each client was last heard of, and what it says that it can do."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 HEARTBEAT = 5.0  # seconds between signs of life
 MISSED = 3  # heartbeats after which a client is lost
+
+
+class Standing(NamedTuple):
+    """What a coordinator saves of its clients. lost: those that rounds do not wait for. taken: the round in which each
+    client's update was last taken."""
+
+    lost: Sequence[str] = ()
+    taken: Mapping[str, int] = {}
 
 
 class Health:

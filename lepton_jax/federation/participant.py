@@ -1,6 +1,7 @@
 """A client: asks for work, computes, and sends its update, as it is or under masks."""
 
 import concurrent.futures
+import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,8 @@ from lepton_jax.federated import Sent
 from lepton_jax.federation import certificates, fixed, frames, gathering, job, masks, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job
+from lepton_jax.federation.memory import Memory
 from lepton_jax.federation.transport import Transport
-
-KEPT = 8  # rounds of what a client keeps, for a coordinator that goes back
 
 
 class GoneError(Exception):
@@ -26,11 +26,18 @@ class GoneError(Exception):
 class Participant:
     """One client of a job.
 
-    steps: local steps that it can do in a round, at most; None for all. What it keeps from round to round is in this
-    process alone.
+    steps: local steps that it can do in a round, at most; None for all. memory: a directory for what it keeps from
+    round to round, so that another process goes on where this one was; None for this process alone.
     """
 
-    def __init__(self, job_: Job, name: str, transport: Transport, steps: int | None = None):
+    def __init__(
+        self,
+        job_: Job,
+        name: str,
+        transport: Transport,
+        steps: int | None = None,
+        memory: pathlib.Path | None = None,
+    ):
         job.check(job_)
         if name not in job_.clients:
             raise InputError(f"{name} is none of this job's clients", f"they are: {', '.join(job_.clients)}")
@@ -42,7 +49,7 @@ class Participant:
         self._like = {"params": like.params, "stats": like.stats}
         self._hello = {"job": job.fingerprint(job_, like), "steps": steps}
         begun = jax.jit(lambda: job_.own(job_.state().params))()
-        self._own: dict[int, Any] = {0: begun}  # what it keeps, as of before the round
+        self._memory = Memory(begun, memory, f"{name}.{self._hello['job']}")
         self.rounds: set[int] = set()  # in which its update was taken
 
     def run(self) -> None:
@@ -68,15 +75,14 @@ class Participant:
         """One round: compute, and hand it over as it is or under masks."""
         head = task.head
         if head["threshold"] is None:
-            sent, own = self._computed(task, pool)
+            sent = self._computed(task, pool)
             self._given(Kind.UPDATE, head, frames.packed(wire.arrays(sent)), Kind.OK)
         else:
-            own = self._hidden(task, pool)
-        self._keep(head["round"], own)
+            self._hidden(task, pool)
         self.rounds.add(head["round"])
 
-    def _hidden(self, task: Frame, pool: concurrent.futures.Executor) -> Any:
-        """The same as it is done in `masks`: what it keeps."""
+    def _hidden(self, task: Frame, pool: concurrent.futures.Executor) -> None:
+        """The same as it is done in `masks`."""
         certificates.require_cryptography()
         head = task.head
         party = masks.Party(self._name, head["threshold"], head["token"].encode())
@@ -85,7 +91,7 @@ class Participant:
             roster = self._pieces(self._given(Kind.KEYS, head, keys, Kind.ROSTER))
             given = gathering.pieces(party.shares(roster))
             shares = self._pieces(self._given(Kind.SHARES, head, given, Kind.SHARED))
-            sent, own = self._computed(task, pool)
+            sent = self._computed(task, pool)
             vector = party.masked(fixed.encoded(wire.arrays(sent), head["parties"]), shares)
             reply = self._given(Kind.UPDATE, head, frames.packed({"vector": vector}), Kind.SURVIVORS)
             revealed = party.revealed(reply.head["survivors"])
@@ -93,9 +99,8 @@ class Participant:
         except masks.ProtocolError as error:
             print(f"left       round {head['round'] + 1}: {error}", flush=True)
             raise GoneError from error
-        return own
 
-    def _computed(self, task: Frame, pool: concurrent.futures.Executor) -> tuple[Sent, Any]:
+    def _computed(self, task: Frame, pool: concurrent.futures.Executor) -> Sent:
         """The answer to a task; meanwhile the coordinator hears that this client is alive."""
         work = pool.submit(self._answer, task)
         alive = Frame(Kind.ALIVE, {"token": task.head["token"]})
@@ -107,7 +112,9 @@ class Participant:
                     work.cancel()
                     raise GoneError from None
 
-    def _answer(self, task: Frame) -> tuple[Sent, Any]:
+    def _answer(self, task: Frame) -> Sent:
+        """What it sends. What it then keeps is in its memory before anything is sent, for whether the update is taken
+        is the coordinator's to say: the next task has the round of which it was."""
         head = task.head
         try:
             given = wire.restored(task.arrays(), self._like)
@@ -118,15 +125,10 @@ class Participant:
         batches = self._job.data(self._name, head["round"])
         batches = {name: column[: head["steps"]] for name, column in batches.items()}
         key = jax.random.wrap_key_data(jnp.asarray(head["key"], jnp.uint32))
-        # what it kept when this round was first begun; the oldest it knows, for a coordinator that goes back further
-        own = self._own[max((number for number in self._own if number <= head["round"]), default=min(self._own))]
-        number = self._job.clients.index(self._name)
-        return jax.device_get(self._compute(given["params"], given["stats"], own, batches, key, number))
-
-    def _keep(self, number: int, own: Any) -> None:
-        """What it keeps after a round in which it took part; rounds after that are undone."""
-        kept = {before: entry for before, entry in self._own.items() if before <= number}
-        self._own = dict([*kept.items(), (number + 1, own)][-KEPT:])
+        own, number = self._memory.after(head["taken"]), self._job.clients.index(self._name)
+        sent, own = jax.device_get(self._compute(given["params"], given["stats"], own, batches, key, number))
+        self._memory.keep(head["round"], own, head["taken"])
+        return sent
 
     def _given(self, kind: Kind, head: Mapping[str, Any], body: bytes, wanted: Kind) -> Frame:
         """What the coordinator has for it in return. Raises GoneError where it has nothing any more."""
