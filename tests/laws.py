@@ -135,9 +135,9 @@ class Smooth(nn.Module):
         return nn.Dense(CLASSES, name="head")(jnp.mean(x, (1, 2)))
 
 
-def transformer(make: Callable[..., Model]) -> Model:
+def transformer(make: Callable[..., Model], depth: int) -> Model:
     """A class token before 16 patches, so that no axis divides the tokens; all that draws at random; heads for 4."""
-    return make(lp.models.vit.Size(16, 4, 4), CLASSES, patch=2, dropout=0.1, stochastic_depth=0.2)
+    return make(lp.models.vit.Size(16, depth, 4), CLASSES, patch=2, dropout=0.1, stochastic_depth=0.2)
 
 
 def models() -> dict[str, Callable[[], Model]]:
@@ -150,8 +150,8 @@ def models() -> dict[str, Callable[[], Model]]:
         "resnet": lambda: models.normalized(models.resnet.small(8, CLASSES), mean, std),
         "dropout": lambda: models.normalized(models.cnn(CLASSES, widths=(8, 16), hidden=32, dropout=0.5), mean, std),
         "smooth": lambda: models.normalized(models.linen(Smooth()), mean, std),
-        "vit": lambda: models.normalized(transformer(models.vit.standard), mean, std),
-        "stacked": lambda: models.normalized(transformer(models.stacked.vision_transformer), mean, std),
+        "vit": lambda: models.normalized(transformer(models.vit.standard, 2), mean, std),
+        "stacked": lambda: models.normalized(transformer(models.stacked.vision_transformer, 4), mean, std),
     }
 
 

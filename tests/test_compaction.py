@@ -1,5 +1,6 @@
 """From a finished run to a packed file that runs: every recipe of experiments.compress, and what is refused."""
 
+import functools
 import json
 import shutil
 
@@ -30,6 +31,12 @@ def run(directory):
     return finished.load(str(directory), program.EXPERIMENTS)
 
 
+@pytest.fixture(scope="module")
+def making(run):
+    """What recipes share is made once."""
+    return functools.cache(lambda make: make(compressions.Job(run, 0.5, 0.02)))
+
+
 def outputs(model, variables, run):
     images = jnp.asarray(run.recipe.stream.batch(0)["input"])
     return np.asarray(jax.jit(lambda variables: model.apply(variables, images, False, None)[0])(variables))
@@ -41,12 +48,11 @@ def test_a_finished_run_is_what_its_result_says(run, directory):
 
 
 @pytest.mark.parametrize("recipe", sorted(compressions.RECIPES))
-def test_what_is_shipped_is_what_was_made(recipe, run):
+def test_what_is_shipped_is_what_was_made(recipe, run, making):
     """To rounding where nothing is rounded on purpose, and with few other answers where it is."""
     make, ship = compressions.RECIPES[recipe]
-    job = compressions.Job(run, 0.5, 0.02)
-    small = make(job)
-    shipped = ship(job, small)
+    small = making(make)
+    shipped = ship(compressions.Job(run, 0.5, 0.02), small)
     record = compaction.shipped(run, shipped, recipe)
     model, variables = compaction.load(run.directory / "compressed" / f"{recipe}.lepton")
     found = outputs(model, variables, run)
