@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lepton_jax import compaction, compress, tree
 from lepton_jax.compaction import Small
-from lepton_jax.compress import base
+from lepton_jax.compress import base, ranks
 from lepton_jax.finished import Finished
 from lepton_jax.types import Variables
 
@@ -75,14 +75,14 @@ def pruned(sparsity: float) -> Make:
     return make
 
 
-def low_rank(convolution: compress.Method, ratio: float) -> Make:
-    """Kernels as products of smaller ones with a share of the parameters, tuned factor by factor."""
+def low_rank(convolution: compress.Method, rule: ranks.Rule) -> Make:
+    """Kernels as products of smaller ones, tuned factor by factor."""
 
     def make(job: Job) -> Small:
         run, images = job.run, compaction.images(job.run)
         moments = compress.measured(run.model, run.variables, images, compress.second_moment)
         norm = compress.output_error(moments)
-        parts = compress.factorized(compress.by_ratio(ratio), convolution=convolution, norm=norm)
+        parts = compress.factorized(rule, convolution=convolution, norm=norm)
         applied = Small(compress.applied(run.model), run.variables)
         variables, state = job.tuned(compress.by_factors(parts), applied)
         return Small(run.model, {**variables, "params": parts.pack(variables["params"], state)})
@@ -169,8 +169,8 @@ RECIPES: dict[str, tuple[Make, Ship]] = {
     "prune80-int8": (eighty, sparse(compress.quantized(8))),
     "prune90": (pruned(0.9), sparse()),
     "channels2x": (narrow, as_it_is),
-    "lowrank": (low_rank(compress.tucker, 0.45), as_it_is),
-    "lowrank-svd": (low_rank(compress.svd, 0.35), as_it_is),
+    "lowrank": (low_rank(compress.tucker, compress.by_share(0.45)), as_it_is),
+    "lowrank-svd": (low_rank(compress.svd, compress.by_ratio(0.35)), as_it_is),
     "compose": (narrow, integers),
 }
 """What is made smaller, perhaps by training, and how it is shipped."""

@@ -161,6 +161,8 @@ def test_a_budget_for_everything_leaves_everything_whole():
     assert ranks.by_budget(sum(weight.whole for weight in weights.values()))(weights) == {}
     with pytest.raises(InputError, match="do not fit into 50 parameters: rank 1 takes 73"):
         ranks.by_budget(50)(weights)
+    assert ranks.by_share(0.5)(weights) == ranks.by_budget((400 + 1152) // 2)(weights)
+    assert ranks.by_share(0.5)(weights) != {}
 
 
 def test_explicit_ranks():
@@ -176,7 +178,8 @@ def test_explicit_ranks():
     ]:
         with pytest.raises(InputError, match=match):
             ranks.explicit(wrong)(weights)
-    for wrong in (lambda: ranks.by_energy(0.0), lambda: ranks.by_ratio(1.0), lambda: lowrank.output_error({}, -1.0)):
+    out_of_range = [lambda: ranks.by_energy(0.0), lambda: ranks.by_ratio(1.0), lambda: ranks.by_share(1.0)]
+    for wrong in (*out_of_range, lambda: lowrank.output_error({}, -1.0)):
         with pytest.raises(InputError):
             wrong()
 

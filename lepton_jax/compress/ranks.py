@@ -93,6 +93,16 @@ def by_budget(parameters: int) -> Rule:
     return rule
 
 
+def by_share(share: float) -> Rule:
+    """`by_budget` of this share of the parameters of the chosen weights: where ranks cost least error, they go.
+
+    Raises InputError for a share that is not in (0, 1).
+    """
+    if not 0 < share < 1:
+        raise InputError(f"the share {share} of parameters is not in (0, 1)", "give one such as 0.5")
+    return lambda weights: by_budget(int(share * sum(weight.whole for weight in weights.values())))(weights)
+
+
 def explicit(ranks: Mapping[str, int | Ranks]) -> Rule:
     """{pattern: rank}: the first pattern that a weight's name matches (re.search) gives its rank; others stay whole.
 
