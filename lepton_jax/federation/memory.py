@@ -13,10 +13,11 @@ KEPT = 8  # rounds, for a coordinator that goes back
 
 
 class Memory:
-    """The entries of one client of one job, each of what it keeps after a round (-1: before the first).
+    """What one client of one job keeps after each round that it has computed.
 
-    begun: that entry. directory: where all others are written to, under the name `who`, and found again; None for the
-    process alone. Raises InputError for a directory that cannot be used, and for entries of another shape.
+    begun: what it keeps before the first. directory: where all others are written to, under the name `who`, and found
+    again; None for the process alone. Raises InputError for a directory that cannot be used, and for entries of another
+    shape.
     """
 
     def __init__(self, begun: Any, directory: pathlib.Path | None = None, who: str = "client"):
