@@ -1,6 +1,5 @@
 """Plans: what is predicted against XLA's own report, rooflines against arithmetic, and choices."""
 
-import pathlib
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +17,6 @@ from lepton_jax.plan import accelerators, choice, collectives, prediction, rehea
 from lepton_jax.plan.collectives import Collective
 from lepton_jax.plan.prediction import Prediction
 
-ROOT = pathlib.Path(__file__).parent.parent
 H100 = plan.ACCELERATORS["h100"]
 
 

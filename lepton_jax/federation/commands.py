@@ -13,7 +13,7 @@ from lepton_jax.config import Config
 from lepton_jax.errors import InputError, PreemptedError
 from lepton_jax.federation import dialling, gathering, job, tls
 from lepton_jax.federation.coordinator import Coordinator
-from lepton_jax.federation.health import Standing
+from lepton_jax.federation.health import ANEW, Standing
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.listening import Listener, bound
 from lepton_jax.federation.participant import Participant
@@ -85,7 +85,7 @@ def opened(job_: Job, config: Config, terms: Terms, state: TrainState) -> pathli
 def gone_on(checkpoints: checkpoint.Checkpoints, state: TrainState) -> Begun:
     """The newest good checkpoint, or the beginning. Raises DamagedError where none is good."""
     if checkpoints.latest() is None:
-        return Begun(state, Standing(), {})
+        return Begun(state, ANEW, {})
     found, info = checkpoints.restore(state, mesh.make("1x1"))
     for step, why in checkpoints.aside.items():
         say(f"damaged    round {step}: {why}")

@@ -15,7 +15,7 @@ from lepton_jax import progress
 from lepton_jax.federated import sampling
 from lepton_jax.federation import frames, gathering, job, wire
 from lepton_jax.federation.frames import Frame, FrameError, Kind
-from lepton_jax.federation.health import Health, Standing
+from lepton_jax.federation.health import ANEW, Health, Standing
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.masks import ProtocolError
 from lepton_jax.federation.rounds import Round
@@ -47,7 +47,7 @@ class Coordinator:
         state: TrainState,
         terms: Terms,
         events: Log,
-        standing: Standing = Standing(),  # noqa: B008  nobody writes to it
+        standing: Standing = ANEW,
         say: Callable[[str], None] = lambda text: None,
     ):
         job.check(job_)

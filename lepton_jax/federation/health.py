@@ -15,6 +15,9 @@ class Standing(NamedTuple):
     taken: Mapping[str, int] = {}
 
 
+ANEW = Standing()  # before the first round
+
+
 class Health:
     """What is known of the clients. lost: those that rounds do not wait for."""
 
