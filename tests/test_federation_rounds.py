@@ -15,7 +15,7 @@ import lepton_jax as lp
 from experiments import federated as experiment
 from lepton_jax import federated, federation
 from lepton_jax.errors import InputError
-from lepton_jax.federation import commands, coordinator, frames, job, wire
+from lepton_jax.federation import commands, coordinator, frames, health, job, masks, wire
 from lepton_jax.federation.frames import Frame, Kind
 from tests import federated_job
 
@@ -153,6 +153,36 @@ def test_a_client_that_dies_in_mid_round_is_left_out(secure, instead):
     assert all(event["seconds"] < terms.deadline for event in events.of("closed"))
     expected = simulated(CONFIG, 3, members=lambda number: [0, 2] if number else first)
     assert lp.tree.distance(state.params, expected.params) < 1e-6
+
+
+def test_a_client_that_masks_for_long_is_waited_for(monkeypatch):
+    """Longer than the silence after which it were lost: what takes time is done beside signs of life."""
+    masked = masks.Party.masked
+
+    def slowly(party, *args):
+        time.sleep(2.5 if party._name == "n1" else 0)
+        return masked(party, *args)
+
+    monkeypatch.setattr(masks.Party, "masked", slowly)
+    _, events, *_ = run(TERMS._replace(secure=True), dataclasses.replace(CONFIG, rounds=1))
+    assert events.of("closed")[0]["clients"] == ["n0", "n1", "n2"]
+
+
+def test_who_is_silent_is_lost_once_and_the_coordinators_own_pause_is_no_silence():
+    made = health.Health(("a", "b", "c"), 1.0)
+    assert made.note("a", 0.0, {})
+    assert made.note("b", 0.0, {"steps": 2})
+    assert made.here(100.0) == {"a", "b"}  # nobody looked for 100 seconds
+    for now in np.arange(100, 103, 0.5):  # b is not heard of
+        assert not made.note("a", now, {})
+        assert not made.lose(now)
+    made.stay("b", 103.0)  # a large update is on its way
+    made.stay("c", 103.0)  # which is not here, and does not get here by that
+    looks = {now: made.lose(now) for now in np.arange(103, 108, 0.5)}
+    assert {now: lost for now, lost in looks.items() if lost} == {106.0: ["a"], 106.5: ["b"]}
+    assert made.missing(108.0) == {"c"}
+    assert made.note("b", 108.0, {})
+    assert made.lost == {"a"}
 
 
 def test_a_client_that_is_alive_and_too_slow_is_left_out_at_the_deadline():

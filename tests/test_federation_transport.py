@@ -121,11 +121,12 @@ class Coordinator:
 
     def __init__(self, place, most=MOST, port=0):
         self.refused: list[tuple[str, str]] = []
+        self.heard: list[str] = []
         own = tls.identity(place, "coordinator")
         socket = listening.bound("127.0.0.1", port)
         refuse = lambda *why: self.refused.append(why)  # noqa: E731
         self.port = socket.getsockname()[1]
-        self.listener = listening.Listener(socket, own, self.answer, most, refuse)
+        self.listener = listening.Listener(socket, own, self.answer, most, refuse, self.heard.append)
 
     def answer(self, name, frame):
         return Frame(Kind.OK, {"name": name, "asked": dict(frame.head)}, frame.body)
@@ -213,6 +214,16 @@ def test_a_coordinator_whose_certificate_is_not_good_is_refused_by_clients(place
     with dialled(place, "a", false.port) as client, pytest.raises(InputError, match="shows a certificate that is not"):
         client.exchange(Frame(Kind.POLL))
     false.listener.close()
+
+
+def test_someone_whose_frame_is_on_its_way_is_heard_of_before_it_has_come(place, coordinator):
+    frame = sent(Frame(Kind.UPDATE, {}, bytes(1000)))
+    with secured(place, coordinator.port) as connection:
+        for number in range(4):
+            connection.sendall(frame[number * 10 : number * 10 + 10])
+            time.sleep(0.6 * listening.PULSE)
+        assert 2 <= len(coordinator.heard) <= 4
+        assert set(coordinator.heard) == {"a"}
 
 
 def anonymous(place, version):

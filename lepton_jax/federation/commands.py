@@ -55,7 +55,7 @@ def serve(job_: Job, config: Config, terms: Terms, own: tls.Identity, host: str,
         begun = gone_on(checkpoints, state)
         coordinating = Coordinator(job_, begun.state, terms, events, begun.standing, say)
         most = job.most_bytes(job_, state)
-        listener = Listener(listening, own, coordinating.answer, most, coordinating.refused)
+        listener = Listener(listening, own, coordinating.answer, most, coordinating.refused, coordinating.heard)
         with contextlib.closing(listener):
             events.write("start", round=int(begun.state.step), address=[host, port])
             say(f"listening  {host}:{port} for {len(job_.clients)} clients: {', '.join(job_.clients[:8])}")

@@ -96,6 +96,11 @@ class Coordinator:
                 self._advance(round_)
         return self._held(name, frame)
 
+    def heard(self, name: str) -> None:
+        """Bytes from or to a client are on their way: however long they take, it is alive."""
+        with self._changed:
+            self._health.stay(name, time.monotonic())
+
     def refused(self, who: str, why: str) -> None:
         """Log what was turned away."""
         with self._changed:

@@ -19,11 +19,16 @@ ANEW = Standing()  # before the first round
 
 
 class Health:
-    """What is known of the clients. lost: those that rounds do not wait for."""
+    """What is known of the clients. lost: those that rounds do not wait for.
+
+    A time longer than a heartbeat in which nobody asks anything of this is a pause of the coordinator's own (a machine
+    that sleeps, a process that is stopped): it is nobody's silence.
+    """
 
     def __init__(self, clients: Sequence[str], heartbeat: float, lost: Sequence[str] = ()):
-        self._clients, self._patience = tuple(clients), MISSED * heartbeat
+        self._clients, self._heartbeat = tuple(clients), heartbeat
         self._seen: dict[str, float] = {}
+        self._asked: float | None = None  # when something was last asked of this
         self.steps: dict[str, int | None] = {}  # local steps of a round that a client can do; None for all
         self.lost = set(lost) & set(clients)
 
@@ -36,9 +41,18 @@ class Health:
         self.lost.discard(name)
         return back
 
+    def stay(self, name: str, now: float) -> None:
+        """Someone who is here is heard of, as far as one can tell from bytes that are on their way."""
+        if name in self.here(now):
+            self._seen[name] = now
+
     def here(self, now: float) -> set[str]:
         """Those who have been heard of lately."""
-        return {name for name, seen in self._seen.items() if now - seen <= self._patience}
+        pause = 0.0 if self._asked is None else now - self._asked
+        self._asked = now
+        if pause > self._heartbeat:
+            self._seen = {name: min(now, seen + pause) for name, seen in self._seen.items()}
+        return {name for name, seen in self._seen.items() if now - seen <= MISSED * self._heartbeat}
 
     def lose(self, now: float) -> list[str]:
         """Those who are not heard of any more, each told once."""

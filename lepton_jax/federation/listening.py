@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from lepton_jax.errors import InputError
@@ -11,6 +12,7 @@ from lepton_jax.federation.frames import FrameError, Kind
 from lepton_jax.federation.transport import Answer
 
 LINGER = 1.0  # seconds in which one who was refused may hear why
+PULSE = 1.0  # seconds between signs of life of someone whose bytes are on their way
 Refused = Callable[[str, str], None]
 """(who: a name or an address, why)"""
 
@@ -29,7 +31,8 @@ class Listener:
     """Answers those who come to a socket until it is closed. Whatever a connection brings ends that one alone.
 
     own: the coordinator's. answer: is asked for everyone whose certificate the authority has signed. most: bytes of a
-    body. refused: told of what was turned away. connections: that may be open at once.
+    body. refused: told of what was turned away. heard: told of those whose frames are on their way. connections: that
+    may be open at once.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class Listener:
         answer: Answer,
         most: int,
         refused: Refused,
+        heard: Callable[[str], None] = lambda name: None,
         connections: int = 256,
     ):
         self._socket, self._context = listening, tls.context(own, server=True)
-        self._answer, self._most, self._refused = answer, most, refused
+        self._answer, self._most, self._refused, self._heard = answer, most, refused, heard
         self._ended = threading.Event()
         self._free = threading.BoundedSemaphore(connections)
         self._open: set[socket.socket] = set()
@@ -89,7 +93,7 @@ class Listener:
             self._open.add(secured)
             try:
                 who = tls.name_of(secured)
-                self._converse(tls.Stream(secured, self._most), who)
+                self._converse(tls.Stream(secured, self._most, self._pulse(who)), who)
             except EOFError:
                 pass
             except (FrameError, OSError) as error:
@@ -105,6 +109,18 @@ class Listener:
             stream.send(reply)
             if reply.kind == Kind.REFUSED:
                 return
+
+    def _pulse(self, who: str) -> Callable[[], None]:
+        """Tells that someone was heard of, and not for every piece of a frame."""
+        last = -PULSE
+
+        def beat() -> None:
+            nonlocal last
+            if (now := time.monotonic()) - last >= PULSE:
+                last = now
+                self._heard(who)
+
+        return beat
 
     def close(self) -> None:
         """Take no more connections, and end those that are open."""

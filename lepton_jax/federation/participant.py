@@ -3,8 +3,8 @@
 import concurrent.futures
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from lepton_jax.federation.frames import Frame, FrameError, Kind
 from lepton_jax.federation.job import Job
 from lepton_jax.federation.memory import Memory
 from lepton_jax.federation.transport import Transport
+
+T = TypeVar("T")
 
 
 class GoneError(Exception):
@@ -75,7 +77,7 @@ class Participant:
         """One round: compute, and hand it over as it is or under masks."""
         head = task.head
         if head["threshold"] is None:
-            sent = self._computed(task, pool)
+            sent = self._worked(head, pool, lambda: self._answer(task))
             self._given(Kind.UPDATE, head, frames.packed(wire.arrays(sent)), Kind.OK)
         else:
             self._hidden(task, pool)
@@ -86,30 +88,38 @@ class Participant:
         certificates.require_cryptography()
         head = task.head
         party = masks.Party(self._name, head["threshold"], head["token"].encode())
+
+        def worked(work: Callable[[], T]) -> T:
+            return self._worked(head, pool, work)
+
         try:
-            keys = gathering.pieces({self._name: party.keys()})
+            keys = worked(lambda: gathering.pieces({self._name: party.keys()}))
             roster = self._pieces(self._given(Kind.KEYS, head, keys, Kind.ROSTER))
-            given = gathering.pieces(party.shares(roster))
+            given = worked(lambda: gathering.pieces(party.shares(roster)))
             shares = self._pieces(self._given(Kind.SHARES, head, given, Kind.SHARED))
-            sent = self._computed(task, pool)
-            vector = party.masked(fixed.encoded(wire.arrays(sent), head["parties"]), shares)
-            reply = self._given(Kind.UPDATE, head, frames.packed({"vector": vector}), Kind.SURVIVORS)
+            vector = worked(lambda: self._masked(task, party, shares))
+            reply = self._given(Kind.UPDATE, head, vector, Kind.SURVIVORS)
             revealed = party.revealed(reply.head["survivors"])
             self._given(Kind.REVEAL, head, gathering.pieces(revealed), Kind.OK)
         except masks.ProtocolError as error:
             print(f"left       round {head['round'] + 1}: {error}", flush=True)
             raise GoneError from error
 
-    def _computed(self, task: Frame, pool: concurrent.futures.Executor) -> Sent:
-        """The answer to a task; meanwhile the coordinator hears that this client is alive."""
-        work = pool.submit(self._answer, task)
-        alive = Frame(Kind.ALIVE, {"token": task.head["token"]})
+    def _masked(self, task: Frame, party: masks.Party, shares: Mapping[str, bytes]) -> bytes:
+        """The answer to a task, under masks."""
+        vector = fixed.encoded(wire.arrays(self._answer(task)), task.head["parties"])
+        return frames.packed({"vector": party.masked(vector, shares)})
+
+    def _worked(self, head: Mapping[str, Any], pool: concurrent.futures.Executor, work: Callable[[], T]) -> T:
+        """What some work comes to; meanwhile the coordinator hears that this client is alive."""
+        working = pool.submit(work)
+        alive = Frame(Kind.ALIVE, {"token": head["token"]})
         while True:
             try:
-                return work.result(task.head["heartbeat"])
+                return working.result(head["heartbeat"])
             except concurrent.futures.TimeoutError:
                 if self._asked(alive).kind != Kind.OK:
-                    work.cancel()
+                    working.cancel()
                     raise GoneError from None
 
     def _answer(self, task: Frame) -> Sent:

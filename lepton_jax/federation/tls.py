@@ -8,6 +8,7 @@ import pathlib
 import re
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lepton_jax.errors import InputError
@@ -66,10 +67,10 @@ def name_of(connection: ssl.SSLSocket) -> str:
 
 
 class Stream:
-    """Frames over a connection, each by its deadline."""
+    """Frames over a connection, each by its deadline. moved: called whenever some bytes of one have gone or come."""
 
-    def __init__(self, connection: ssl.SSLSocket, most: int):
-        self._connection, self._most = connection, most
+    def __init__(self, connection: ssl.SSLSocket, most: int, moved: Callable[[], None] = lambda: None):
+        self._connection, self._most, self._moved = connection, most, moved
 
     def send(self, frame: Frame) -> None:
         """Raises OSError where it cannot be sent in time."""
@@ -80,6 +81,7 @@ class Stream:
             while view:
                 self._wait(deadline)
                 view = view[self._connection.send(view) :]
+                self._moved()
 
     def receive(self, within: float) -> Frame:
         """The next frame, which has to begin within so many seconds. Raises OSError and FrameError."""
@@ -99,6 +101,7 @@ class Stream:
                     begins = nbytes == frames.HEADER.size == len(view)
                     raise EOFError if begins else FrameError("it ends in the middle of a frame")
                 view = view[count:]
+                self._moved()
             return buffer
 
         return frames.read(exactly, self._most, begun)
