@@ -27,11 +27,13 @@ BARS: dict[str, dict[str, float]] = {
     "w4": {"size": 7, "points": 1.0},
     "w4-aware": {"size": 7, "points": 0.3},
     "channels2x": {"macs": 2.1, "size": 2, "speed1": 1.3, "speed128": 1.6, "points": 0.3},
+    "channels3x": {"macs": 2.1, "size": 2, "speed1": 1.3, "speed128": 1.6, "points": 0.3},
     "prune80": {"size": 3.3, "points": 0.3},
     "prune90": {"size": 6, "points": 0.8},
-    "lowrank": {"size": 2, "speed128": 1.5, "points": 0.5},
-    "lowrank-svd": {"size": 2, "speed128": 1.5, "points": 0.5},
+    "lowrank": {"size": 2, "layers128": 1.5, "points": 0.5},
+    "lowrank-svd": {"size": 2, "layers128": 1.5, "points": 0.5},
     "compose": {"size": 8, "speed128": 1.5, "points": 0.5},
+    "compose3x": {"size": 8, "speed128": 1.5, "points": 0.5},
     "prune80-int8": {"size": 9, "points": 0.5},
 }
 
@@ -57,7 +59,13 @@ def made(runs: pathlib.Path, recipes: Sequence[str], job: Mapping[str, Any], mes
 def figures(audits: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """{figure: its value in every audit}."""
     found = {name: np.array([audit[name] for audit in audits]) for name in ("size", "macs", "points")}
-    return found | {f"speed{n}": np.array([audit["speed"][n] for audit in audits]) for n in audits[0]["speed"]}
+    times = {f"{what}{n}": np.array([audit[what][n] for audit in audits]) for what, n in _timed(audits[0])}
+    return found | times
+
+
+def _timed(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was timed, of the whole network and of the factored layers alone, and at which batch sizes."""
+    return [(what, n) for what in ("speed", "layers") for n in audit[what]]
 
 
 def broken(found: Mapping[str, np.ndarray], bars: Mapping[str, float]) -> list[str]:
@@ -71,9 +79,10 @@ def told(recipe: str, audits: Sequence[Mapping[str, Any]]) -> list[Any]:
     found = figures(audits)
     loss, spread = found["points"], float(np.std(found["points"], ddof=1)) if len(audits) > 1 else 0.0
     ratios = [f"{np.mean(found[name]):.2f}x" for name in ("size", "macs", "speed1", "speed128")]
+    layers = f"{np.mean(found['layers128']):.2f}x" if "layers128" in found else ""
     accuracy = np.mean([audit["after"]["accuracy"] for audit in audits])
     missed = ", ".join(broken(found, BARS[recipe])) or "none"
-    return [recipe, *ratios, f"{accuracy:.4f}", f"{0.0 - np.mean(loss):+.2f} ± {spread:.2f}", missed]
+    return [recipe, *ratios, layers, f"{accuracy:.4f}", f"{0.0 - np.mean(loss):+.2f} ± {spread:.2f}", missed]
 
 
 def digits(directory: pathlib.Path) -> pathlib.Path:
@@ -107,7 +116,7 @@ def main(
         audits = made(directory, recipes, {"epochs": epochs, "learning_rate": learning_rate}, mesh)
     rows = [told(recipe, audits[recipe]) for recipe in recipes]
     value = float(np.mean([not broken(figures(audits[recipe]), BARS[recipe]) for recipe in recipes]))
-    head = ["recipe", "size", "MACs", "batch 1", "batch 128", "accuracy", "points", "misses"]
+    head = ["recipe", "size", "MACs", "batch 1", "batch 128", "layers", "accuracy", "points", "misses"]
     record.tell("compress", head, rows, value, 1.0, value == 1.0)
 
 

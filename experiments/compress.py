@@ -26,8 +26,8 @@ def main(
 
     Args:
         run: The directory of a finished run.
-        recipe: w8a8, w4, w4-aware, w4-w8, prune80, prune90, prune80-int8, channels2x, lowrank, lowrank-svd, or
-            compose.
+        recipe: w8a8, w4, w4-aware, w4-w8, prune80, prune90, prune80-int8, channels2x, channels3x, lowrank,
+            lowrank-svd, compose, or compose3x.
         epochs: Passes over the training data in recipes that tune.
         learning_rate: The highest while tuning.
         mesh: Devices, as for training.

@@ -31,16 +31,20 @@ def dense(job: Job) -> Small:
     return Small(job.run.model, job.run.variables)
 
 
-def narrow(job: Job) -> Small:
-    """Fewer channels, for 2.1 times fewer multiplications and half of the parameters; tuned."""
-    run, images = job.run, compaction.images(job.run, 1)[0]
-    graph = compress.graph(run.model, run.variables, images)
-    scores = compress.l2(graph, run.variables["params"])
-    enough = compress.both(compress.fewer_macs(graph, 1 - 1 / 2.1), compress.fewer_numbers(graph, 0.52))
-    kept = compress.choose(graph, scores, enough, least=4, multiple=4)
-    small = Small(compress.shrunk(run.model, kept), compress.remove(run.variables, kept))
-    variables, _ = job.tuned(compress.identity(), small)
-    return Small(small.model, variables, kept=kept)
+def narrow(fewer: float, multiple: int) -> Make:
+    """So many times fewer multiplications and half of the parameters, in widths of this multiple; tuned."""
+
+    def make(job: Job) -> Small:
+        run, images = job.run, compaction.images(job.run, 1)[0]
+        graph = compress.graph(run.model, run.variables, images)
+        scores = compress.l2(graph, run.variables["params"])
+        enough = compress.both(compress.fewer_macs(graph, 1 - 1 / fewer), compress.fewer_numbers(graph, 0.52))
+        kept = compress.choose(graph, scores, enough, least=multiple, multiple=multiple)
+        small = Small(compress.shrunk(run.model, kept), compress.remove(run.variables, kept))
+        variables, _ = job.tuned(compress.identity(), small)
+        return Small(small.model, variables, kept=kept)
+
+    return make
 
 
 def four_bits() -> compress.Compression:
@@ -90,16 +94,16 @@ def low_rank(convolution: compress.Method, rule: ranks.Rule) -> Make:
     return make
 
 
-def as_it_is(job: Job, small: Small) -> Small:
-    """Shipped in floats."""
-    return small
-
-
 def packed(job: Job, small: Small, pack: Callable[[Variables], Any]) -> Small:
     """Batch norms folded away, and the parameters packed."""
     variables = compress.folded(small.model, small.variables, compaction.images(job.run, 1)[0])
     variables = compress.constants({**variables, "params": pack(variables)})
     return Small(small.model, variables, small.rule, small.kept)
+
+
+def floats(job: Job, small: Small) -> Small:
+    """Shipped in floats."""
+    return packed(job, small, lambda variables: variables["params"])
 
 
 def integers(job: Job, small: Small) -> Small:
@@ -159,7 +163,7 @@ def sparse(*behind: compress.Compression) -> Ship:
     return ship
 
 
-eighty = pruned(0.8)
+eighty, half, third = pruned(0.8), narrow(2.1, 4), narrow(3.0, 8)
 RECIPES: dict[str, tuple[Make, Ship]] = {
     "w8a8": (dense, integers),
     "w4": (dense, rounded),
@@ -168,9 +172,11 @@ RECIPES: dict[str, tuple[Make, Ship]] = {
     "prune80": (eighty, sparse()),
     "prune80-int8": (eighty, sparse(compress.quantized(8))),
     "prune90": (pruned(0.9), sparse()),
-    "channels2x": (narrow, as_it_is),
-    "lowrank": (low_rank(compress.tucker, compress.by_share(0.45)), as_it_is),
-    "lowrank-svd": (low_rank(compress.svd, compress.by_ratio(0.35)), as_it_is),
-    "compose": (narrow, integers),
+    "channels2x": (half, floats),
+    "channels3x": (third, floats),
+    "lowrank": (low_rank(compress.tucker, compress.in_multiples(compress.by_share(0.45), 16)), floats),
+    "lowrank-svd": (low_rank(compress.svd, compress.by_ratio(0.35)), floats),
+    "compose": (half, integers),
+    "compose3x": (third, integers),
 }
 """What is made smaller, perhaps by training, and how it is shipped."""

@@ -57,14 +57,15 @@ def test_what_is_shipped_is_what_was_made(recipe, run, making):
     model, variables = compaction.load(run.directory / "compressed" / f"{recipe}.lepton")
     found = outputs(model, variables, run)
     made = outputs(lp.compress.applied(small.model), small.variables, run)
-    if recipe in ("prune80", "prune90", "channels2x", "lowrank", "lowrank-svd"):
+    if recipe in ("prune80", "prune90", "channels2x", "channels3x", "lowrank", "lowrank-svd"):
         np.testing.assert_allclose(found, made, atol=2e-4 * np.abs(made).max())
     else:
         assert np.mean(found.argmax(1) == made.argmax(1)) > 0.8
     assert record["after"]["bytes"] <= (run.directory / "compressed" / f"{recipe}.lepton").stat().st_size
     assert record["size"] > 1.5
-    if recipe in ("channels2x", "compose"):
-        assert record["macs"] > 2
+    if recipe.startswith(("channels", "compose")):
+        assert record["macs"] > (3 if "3x" in recipe else 2)
+    assert record["layers"].keys() == ({"1", "128"} if recipe.startswith("lowrank") else set())
     if recipe.startswith("prune"):
         packed = variables["params"]["stage3"]["block0"]["conv2"]["kernel"]
         kept = int(packed.places().sum())

@@ -102,7 +102,7 @@ def test_norms_before_convolutions_stay(name, alone):
 
 
 @pytest.mark.parametrize("case", ["resnet"], indirect=True)
-def test_every_norm_of_a_resnet_is_folded_and_hardly_stored(case):
+def test_every_norm_of_a_resnet_is_folded_and_not_stored(case):
     model, variables, images = case
     norms = [name for name in lp.tree.paths(variables["params"]) if name.endswith("/scale")]
     found = folding.pairs(model, variables, images)
@@ -114,7 +114,28 @@ def test_every_norm_of_a_resnet_is_folded_and_hardly_stored(case):
         assert not leaves.is_packed(base.at(small["params"], pair.norm)["bias"])
     whole = folding.folded(model, variables, images)
     jax.tree.map(np.testing.assert_array_equal, leaves.unpacked(small), whole)
-    assert lp.tree.nbytes(small["batch_stats"]) == 8 * len(found)
+    assert lp.tree.nbytes(small["batch_stats"]) == 0
+
+
+@pytest.mark.parametrize("case", ["resnet"], indirect=True)
+def test_norms_are_folded_into_the_last_of_several_factors(case):
+    model, variables, images = case
+    parts = lp.compress.factorized(lp.compress.explicit({"stage": 3}), convolution=lp.compress.tucker)
+    small = {**variables, "params": parts.pack(*parts.init(variables["params"]))}
+    folded = folding.constants(folding.folded(model, small, images))
+    assert any(isinstance(leaf, leaves.Factored) for leaf in jax.tree.leaves(folded, is_leaf=leaves.is_packed))
+    apply = jax.jit(lambda variables: lp.compress.applied(model).apply(variables, images, False, None)[0])
+    before, after = apply(small), apply(folded)
+    np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max(), rtol=0)
+
+
+def test_constants_are_of_finite_numbers_and_known_to_the_compiler():
+    tree = {"ones": jnp.ones(3), "nan": jnp.full(3, jnp.nan), "two": jnp.arange(2), "few": jnp.ones((1,))}
+    small = folding.constants(tree)
+    assert small["ones"] == leaves.Constant(1.0, (3,), "float32") == leaves.Constant(np.ones(()), (3,), "float32")
+    assert not any(leaves.is_packed(small[name]) for name in ("nan", "two", "few"))
+    program = jax.jit(lambda x, norm: x * leaves.dense(norm)).lower(jnp.zeros(3), small["ones"]).compile()
+    assert "multiply" not in program.as_text()
 
 
 def test_a_model_without_norms_is_refused():

@@ -159,10 +159,35 @@ def test_a_budget_over_all_weights_is_kept_and_spent_where_it_saves_most(paramet
 def test_a_budget_for_everything_leaves_everything_whole():
     weights = {"a": candidate((20, 20)), "b": candidate((3, 3, 8, 16), decompositions.tucker)}
     assert ranks.by_budget(sum(weight.whole for weight in weights.values()))(weights) == {}
-    with pytest.raises(InputError, match="do not fit into 50 parameters: rank 1 takes 73"):
+    with pytest.raises(InputError, match="do not fit into 50 parameters: the least ranks take 73"):
         ranks.by_budget(50)(weights)
     assert ranks.by_share(0.5)(weights) == ranks.by_budget((400 + 1152) // 2)(weights)
     assert ranks.by_share(0.5)(weights) != {}
+
+
+@given(st.integers(1, 40), st.floats(0.1, 0.9))
+@settings(deadline=None, max_examples=30)
+def test_ranks_in_multiples(multiple, share):
+    weights = {
+        "a": candidate((40, 36)),
+        "b": candidate((3, 3, 24, 16), decompositions.tucker),
+        "narrow": candidate((3, 3, 4, 8), decompositions.tucker),
+    }
+    for rule in (ranks.by_share(share), ranks.by_ratio(share), ranks.by_energy(share)):
+        try:
+            found = ranks.in_multiples(rule, multiple)(weights)
+        except InputError:
+            continue
+        for name, given_ranks in found.items():
+            full = [len(energy) for energy in weights[name].energies]
+            assert all(rank % multiple == 0 or rank == most for rank, most in zip(given_ranks, full, strict=True))
+    kept = ranks.in_multiples(ranks.by_energy(share), multiple)(weights)
+    alone = ranks.by_energy(share)(weights)
+    assert all(np.subtract(kept[name], alone[name]).min() >= 0 for name in weights)
+    assert all(np.subtract(kept[name], alone[name]).max() < multiple for name in weights)
+    assert ranks.in_multiples(ranks.by_share(0.8), 1)(weights) == ranks.by_share(0.8)(weights)
+    with pytest.raises(InputError, match="the multiple 0 is below 1"):
+        ranks.in_multiples(rule, 0)
 
 
 def test_explicit_ranks():

@@ -35,7 +35,7 @@ from lepton_jax.compress.programs import macs
 from lepton_jax.compress.pruning import gradual, magnitude, once, prune, pruned, random, saliency
 from lepton_jax.compress.quantize import groups, groups_of, quantized
 from lepton_jax.compress.ranking import across, blocks, n_of_m, per_output, within
-from lepton_jax.compress.ranks import by_budget, by_energy, by_ratio, by_share, explicit
+from lepton_jax.compress.ranks import by_budget, by_energy, by_ratio, by_share, explicit, in_multiples
 from lepton_jax.compress.regrowth import rigl
 from lepton_jax.compress.rounding import adaround, gptq, largest_first, rounded
 from lepton_jax.compress.stepsizes import learned
@@ -90,6 +90,7 @@ __all__ = [
     "hinted",
     "hinton",
     "identity",
+    "in_multiples",
     "input_scales",
     "l1",
     "l2",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -53,8 +54,9 @@ class _Found(NamedTuple):
 def folded(model: Model, variables: Variables, inputs: Any) -> Variables:
     """Variables of the same model whose outputs in evaluation are the same, with batch norms folded into kernels.
 
-    A folded norm has scale 1, mean 0, a variance that makes it exactly the identity, and a bias. Only shapes and dtypes
-    of `inputs` matter. Raises InputError where no batch norm follows a weight.
+    Kernels may be `leaves.Factored`; no others that are packed. A folded norm has scale 1, mean 0, a variance that
+    makes it exactly the identity, and a bias. Only shapes and dtypes of `inputs` matter. Raises InputError where no
+    batch norm follows a weight.
     """
     found = pairs(model, variables, inputs)
     if not found:
@@ -65,7 +67,7 @@ def folded(model: Model, variables: Variables, inputs: Any) -> Variables:
         gain = norm.get("scale", 1) / jnp.sqrt(running["var"] + pair.epsilon)
         shift = norm.get("bias", 0) - running["mean"] * gain
         kernel = base.at(params, pair.kernel)
-        new: dict[str, Any] = {pair.kernel: kernel * gain.reshape((1,) * (kernel.ndim - 1) + (-1,))}
+        new: dict[str, Any] = {pair.kernel: _gained(kernel, gain)}
         if pair.bias is not None:
             # it moves into the norm's, so that one of the two is zeros
             bias = base.at(params, pair.bias)
@@ -77,6 +79,13 @@ def folded(model: Model, variables: Variables, inputs: Any) -> Variables:
         still = {"mean": jnp.zeros_like(running["mean"]), "var": _still(running["var"], pair.epsilon)}
         stats = base.put(stats, {f"{pair.norm}/{part}": value for part, value in still.items()})
     return {**variables, "params": params, STATS: stats}
+
+
+def _gained(kernel: Any, gain: Any) -> Any:
+    """A kernel, or its last factor, of which every output is multiplied by its gain."""
+    if isinstance(kernel, leaves.Factored):
+        return replace(kernel, factors={**kernel.factors, "up": _gained(kernel.factors["up"], gain)})
+    return kernel * gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
 
 
 def _still(var: Any, epsilon: float) -> Any:
@@ -97,8 +106,9 @@ def pairs(model: Model, variables: Variables, inputs: Any) -> list[Pair]:
     def program(variables: Any, inputs: Any) -> Any:
         return model.apply(variables, inputs, False, None)[0]
 
-    traced = jax.make_jaxpr(program)(variables, inputs)
-    names = [_Leaf(name) for name in tree.paths(variables)]
+    whole = jax.eval_shape(leaves.unpacked, variables)
+    traced = jax.make_jaxpr(program)(whole, inputs)
+    names = [_Leaf(name) for name in tree.paths(whole)]
     found = _Found(Counter(), {}, {})
     found.uses.update(filter(None, _followed(traced.jaxpr, [*names, *(None,) * len(jax.tree.leaves(inputs))], found)))
     return [
@@ -169,8 +179,11 @@ def constants(params: PyTree) -> PyTree:
     """The same tree with a `Constant` where all numbers of an array are one: what is left of folded norms."""
 
     def packed(leaf: Any) -> Any:
-        if leaves.is_packed(leaf) or leaf.size < 2 or not np.all(np.asarray(leaf) == np.asarray(leaf).flat[0]):
+        if leaves.is_packed(leaf) or leaf.size < 2:
             return leaf
-        return leaves.Constant(np.asarray(leaf).flat[0], leaf.shape, str(leaf.dtype))
+        first = np.asarray(leaf).flat[0]
+        if not (np.isfinite(first) and np.all(np.asarray(leaf) == first)):
+            return leaf
+        return leaves.Constant(first, leaf.shape, str(leaf.dtype))
 
     return jax.tree.map(packed, params, is_leaf=leaves.is_packed)

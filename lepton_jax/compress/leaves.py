@@ -145,14 +145,21 @@ def product(factors: PyTree) -> Array:
     return jnp.einsum("hwis,so->hwio", core, factors["up"])
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["shape", "dtype"])
+@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["value", "shape", "dtype"])
 @dataclass(frozen=True)
 class Constant:
-    """An array of `shape` of which every number is `value`. dtype: its name, "float32"."""
+    """An array of `shape` of which every number is `value`. dtype: its name, "float32".
+
+    The value is known to the compiler, so that a norm which is the identity costs nothing.
+    """
 
     value: Any
     shape: tuple[int, ...]
     dtype: str
+
+    def __post_init__(self) -> None:
+        """Files of before hold the value as an array."""
+        object.__setattr__(self, "value", np.asarray(self.value).item())
 
     def dense(self) -> Array:
         """The array that this stands for."""

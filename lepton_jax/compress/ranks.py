@@ -79,14 +79,14 @@ def by_ratio(ratio: float) -> Rule:
 def by_budget(parameters: int) -> Rule:
     """At most so many parameters in all chosen weights together, those that stay whole among them: see `spread`.
 
-    The rule raises InputError where rank 1 throughout is already more.
+    The rule raises InputError where the least ranks are already more.
     """
 
     def rule(weights: Mapping[str, Candidate]) -> dict[str, Ranks]:
         able = {name: weight for name, weight in weights.items() if weight.is_smaller(weight.least)}
         least = sum(min(weight.size(weight.least), weight.whole) for weight in weights.values())
         if parameters < least:
-            problem = f"the chosen weights do not fit into {parameters} parameters: rank 1 takes {least}"
+            problem = f"the chosen weights do not fit into {parameters} parameters: the least ranks take {least}"
             raise InputError(problem, f"give at least {least}, or choose fewer weights")
         return spread(able, parameters - least)
 
@@ -101,6 +101,29 @@ def by_share(share: float) -> Rule:
     if not 0 < share < 1:
         raise InputError(f"the share {share} of parameters is not in (0, 1)", "give one such as 0.5")
     return lambda weights: by_budget(int(share * sum(weight.whole for weight in weights.values())))(weights)
+
+
+def in_multiples(rule: Rule, multiple: int) -> Rule:
+    """The ranks of a rule in whole multiples, or full ones: products of other sizes fill no vector registers.
+
+    The rule sees so many ranks as one. A weight of which not even one multiple is smaller stays whole. Raises
+    InputError for a multiple below 1.
+    """
+    if multiple < 1:
+        raise InputError(f"the multiple {multiple} is below 1", "give one such as 8")
+
+    def ranks(weight: Candidate, units: Ranks) -> Ranks:
+        return tuple(min(unit * multiple, len(energy)) for unit, energy in zip(units, weight.energies, strict=True))
+
+    def grouped(weight: Candidate) -> Candidate:
+        energies = tuple(np.add.reduceat(each, np.arange(0, len(each), multiple)) for each in weight.energies)
+        return Candidate(energies, lambda units: weight.size(ranks(weight, units)), weight.whole)
+
+    def made(weights: Mapping[str, Candidate]) -> dict[str, Ranks]:
+        found = rule({name: grouped(weight) for name, weight in weights.items()})
+        return {name: ranks(weights[name], units) for name, units in found.items()}
+
+    return made
 
 
 def explicit(ranks: Mapping[str, int | Ranks]) -> Rule:
