@@ -31,15 +31,15 @@ def dense(job: Job) -> Small:
     return Small(job.run.model, job.run.variables)
 
 
-def narrow(fewer: float, multiple: int) -> Make:
-    """So many times fewer multiplications and half of the parameters, in widths of this multiple; tuned."""
+def narrow(fewer: float) -> Make:
+    """So many times fewer multiplications and half of the parameters, in widths that fill vector registers; tuned."""
 
     def make(job: Job) -> Small:
         run, images = job.run, compaction.images(job.run, 1)[0]
         graph = compress.graph(run.model, run.variables, images)
         scores = compress.l2(graph, run.variables["params"])
         enough = compress.both(compress.fewer_macs(graph, 1 - 1 / fewer), compress.fewer_numbers(graph, 0.52))
-        kept = compress.choose(graph, scores, enough, least=multiple, multiple=multiple)
+        kept = compress.choose(graph, scores, enough, least=8, multiple=8)
         small = Small(compress.shrunk(run.model, kept), compress.remove(run.variables, kept))
         variables, _ = job.tuned(compress.identity(), small)
         return Small(small.model, variables, kept=kept)
@@ -163,7 +163,7 @@ def sparse(*behind: compress.Compression) -> Ship:
     return ship
 
 
-eighty, half, third = pruned(0.8), narrow(2.1, 4), narrow(3.0, 8)
+eighty, half, third = pruned(0.8), narrow(2.1), narrow(3.0)
 RECIPES: dict[str, tuple[Make, Ship]] = {
     "w8a8": (dense, integers),
     "w4": (dense, rounded),

@@ -14,6 +14,7 @@ from lepton_jax.compress import evaluation, file, leaves
 from lepton_jax.errors import InputError
 from lepton_jax.types import Model, Variables
 
+MORE = 10  # times the rounds, for small batches: they are short, and vary more
 BUDGETS = ("size", "macs", "speed", "points")
 
 
@@ -38,14 +39,16 @@ def audit(
 
     inputs: examples for timing, at least max(batches) of them. score: accuracy in [0, 1] of a model. macs: its
     multiplications for one example. "size", "macs" and "speed" are ratios, larger is better; "points" is the loss of
-    score in hundredths. Times are in milliseconds, medians of calls in turn; a ratio's quartiles stand beside it.
+    score in hundredths. Times are in milliseconds, medians of `rounds` of calls in turn, up to 10 times as many for
+    smaller batches; quartiles of their ratio stand beside it.
     "layers" is the speed of the layers that are factored now, by themselves, where there are any.
     """
     subjects = {"before": before, "after": after}
     sizes = {which: len(file.encoded(one.variables, {})) for which, one in subjects.items()}
     counts = {which: macs(one.model, one.variables, inputs[:1]) for which, one in subjects.items()}
     scores = {which: score(one.model, one.variables) for which, one in subjects.items()}
-    times = {str(n): _timed(subjects, inputs[:n], rounds) for n in batches}
+    often = {n: rounds * min(MORE, max(batches) // n) for n in batches}
+    times = {str(n): _timed(subjects, inputs[:n], often[n]) for n in batches}
     record: dict[str, Any] = {
         which: {
             "name": one.name,
@@ -61,7 +64,7 @@ def audit(
     record["macs"] = counts["before"] / counts["after"]
     record["speed"] = {n: float(np.median(ratio)) for n, ratio in ratios.items()}
     record["quartiles"] = {n: [float(q) for q in np.quantile(ratio, (0.25, 0.75))] for n, ratio in ratios.items()}
-    record["layers"] = {str(n): ratio for n in batches if (ratio := _layers(before, after, inputs[:n], rounds))}
+    record["layers"] = {str(n): ratio for n in batches if (ratio := _layers(before, after, inputs[:n], often[n]))}
     record["points"] = 100 * (scores["before"] - scores["after"])
     return record
 
