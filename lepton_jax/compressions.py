@@ -175,7 +175,7 @@ RECIPES: dict[str, tuple[Make, Ship]] = {
     "channels2x": (half, floats),
     "channels3x": (third, floats),
     "lowrank": (low_rank(compress.tucker, compress.in_multiples(compress.by_share(0.45), 16)), floats),
-    "lowrank-svd": (low_rank(compress.svd, compress.by_ratio(0.35)), floats),
+    "lowrank-svd": (low_rank(compress.svd, compress.in_multiples(compress.by_ratio(0.35), 8)), floats),
     "compose": (half, integers),
     "compose3x": (third, integers),
 }
