@@ -63,7 +63,7 @@ def pruning(job: Job, sparsity: float) -> compress.Compression:
     steps = job.run.recipe.stream.steps(job.epochs)
     every = max(1, steps // 40)
     times = compress.gradual(0, every * max(1, steps // (2 * every)), every, first=0.5)
-    ranking = compress.within(compress.erdos_renyi(sparsity))
+    ranking = compress.within(compress.erdos_renyi_kernel(sparsity))
     return compress.prune(compress.magnitude, ranking, times)
 
 
