@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lepton_jax as lp
-from lepton_jax.compress import comparison, leaves
+from lepton_jax.compress import comparison, evaluation, leaves
 from lepton_jax.compress.allocation import Cost, allocate, sensitivities
 from lepton_jax.errors import InputError
 
@@ -153,3 +153,25 @@ def test_both_are_timed_on_one_device():
     assert record["size"] == 1
     assert placed
     assert all(len(sharding.device_set) == 1 for sharding in placed)
+
+
+def test_layers_are_timed_on_one_device(monkeypatch):
+    """Those that are factored, by themselves, on what the model that lies on a mesh gives them."""
+    placed, multiplied = [], evaluation.multiplied
+
+    def seen(site, inputs, weight):
+        if isinstance(inputs, jax.core.Tracer):
+            jax.debug.inspect_array_sharding(inputs, callback=placed.append)
+        return multiplied(site, inputs, weight)
+
+    model = lp.Model(lambda key, inputs: {}, lambda v, inputs, train, keys: (inputs @ v["params"]["kernel"], {}))
+    kernel = jax.device_put(np.ones((4, 2), np.float32), lp.mesh.replicated(lp.mesh.make("8x1")))
+    factors = leaves.Factored({"down": np.ones((4, 1), np.float32), "up": np.ones((1, 2), np.float32)}, (4, 2))
+    before = comparison.Subject("a", model, {"params": {"kernel": kernel}})
+    after = comparison.Subject("b", evaluation.applied(model), {"params": {"kernel": factors}})
+    monkeypatch.setattr(evaluation, "multiplied", seen)
+    record = comparison.audit(before, after, jnp.ones((8, 4)), lambda *_: 1.0, lambda *_: 1, (8,), rounds=2)
+    assert record["layers"].keys() == {"8"}
+    assert len(placed) == 2
+    assert all(len(sharding.device_set) == 1 for sharding in placed)
+    assert "the factored layers, batch 8" in comparison.table(record)

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax import timing
@@ -73,9 +72,7 @@ def _timed(subjects: Mapping[str, Subject], inputs: Any, rounds: int) -> dict[st
     """Seconds of each call in turn, {which: [rounds]}."""
 
     def call(one: Subject) -> Callable[[], Any]:
-        # on one device: a model that lies whole on several would be computed on each of them
-        device = jax.devices()[0]
-        variables, given = jax.device_put(jax.device_get(one.variables), device), jax.device_put(inputs, device)
+        variables, given = _alone((one.variables, inputs))
         forward = jax.jit(lambda variables, inputs: one.model.apply(variables, inputs, False, None)[0])
         return lambda: jax.block_until_ready(forward(variables, given))
 
@@ -92,7 +89,7 @@ def _layers(before: Subject, after: Subject, inputs: Any, rounds: int) -> float 
         if site.name in factored:
             product = jax.jit(partial(evaluation.multiplied, site))
             for which, leaf in (("before", weight), ("after", factored[site.name])):
-                calls[which].append(partial(product, given, jax.tree.map(jnp.asarray, leaf)))
+                calls[which].append(partial(product, *_alone((given, leaf))))
         return evaluation.multiplied(site, given, weight)
 
     if not factored:
@@ -101,6 +98,11 @@ def _layers(before: Subject, after: Subject, inputs: Any, rounds: int) -> float 
     both = {which: lambda which=which: [jax.block_until_ready(call()) for call in calls[which]] for which in calls}
     seconds = timing.interleaved(both, rounds)
     return float(np.median(seconds["before"] / seconds["after"]))
+
+
+def _alone(values: Any) -> Any:
+    """On one device: what lies whole on several would be computed on each of them."""
+    return jax.device_put(jax.device_get(values), jax.devices()[0])
 
 
 def require(record: Mapping[str, Any], budget: Mapping[str, float]) -> None:
