@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lepton_jax import compaction, compress, tree
 from lepton_jax.compaction import Small
-from lepton_jax.compress import base, ranks
+from lepton_jax.compress import base, folding, ranks
 from lepton_jax.finished import Finished
 from lepton_jax.types import Variables
 
@@ -95,8 +95,10 @@ def low_rank(convolution: compress.Method, rule: ranks.Rule) -> Make:
 
 
 def packed(job: Job, small: Small, pack: Callable[[Variables], Any]) -> Small:
-    """Batch norms folded away, and the parameters packed."""
-    variables = compress.folded(small.model, small.variables, compaction.images(job.run, 1)[0])
+    """Batch norms folded away, where there are any, and the parameters packed."""
+    variables, inputs = small.variables, compaction.images(job.run, 1)[0]
+    if folding.pairs(small.model, variables, inputs):
+        variables = compress.folded(small.model, variables, inputs)
     variables = compress.constants({**variables, "params": pack(variables)})
     return Small(small.model, variables, small.rule, small.kept)
 

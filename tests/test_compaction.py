@@ -11,7 +11,7 @@ import pytest
 
 import lepton_jax as lp
 from experiments import compress as program
-from experiments import resnet
+from experiments import resnet, vit
 from lepton_jax import cli, compaction, compressions, finished
 from lepton_jax.errors import InputError
 from lepton_jax.report import tradeoff
@@ -88,6 +88,13 @@ def test_the_command_leaves_model_audit_and_report(directory, capsys):
     page = (place / "report.html").read_text()
     assert "w8a8" in page
     assert all(line.split(":")[0] in page for line in tradeoff.NOT_SAID)
+
+
+def test_a_run_without_batch_norms_is_made_smaller_too(tmp_path, capsys):
+    flags = ["--preset", "smoke", "--epochs", "1", "--depth", "1", "--examples", "200", "--run", str(tmp_path / "run")]
+    assert cli.outcome(vit.main, vit.Config, vit.PRESETS, flags) == 0
+    assert called("--run", tmp_path / "run", "--recipe", "w8a8", "--size", "2.5", "--points", "20") == 0
+    assert "bytes in the file" in capsys.readouterr().out
 
 
 def test_a_broken_budget_fails_after_the_audit_is_written(directory, capsys):
