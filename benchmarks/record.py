@@ -38,6 +38,9 @@ def commit() -> str:
         return "unknown"
 
 
+COMMIT = commit()  # while what runs is what was read: files may change before a long benchmark ends
+
+
 def tell(
     benchmark: str,
     head: Sequence[str],
@@ -58,7 +61,7 @@ def tell(
         "bar": bar,
         "holds": None if bar is None else bool(holds),
     }
-    print(json.dumps({**record, "machine": machine(), "commit": commit()}), flush=True)
+    print(json.dumps({**record, "machine": machine(), "commit": COMMIT}), flush=True)
 
 
 def shown(cell: Any) -> str:

@@ -21,12 +21,13 @@ def main(
     macs: float | None = None,
     speed: float | None = None,
     points: float | None = None,
+    again: bool = False,
 ) -> None:
     """Make a finished run smaller; RUN/compressed/ gets the packed model, its audit, and a report of all of them.
 
     Args:
         run: The directory of a finished run.
-        recipe: w8a8, w4, w4-aware, w4-w8, prune80, prune90, prune80-int8, channels2x, channels3x, lowrank,
+        recipe: folded, w8a8, w4, w4-aware, w4-w8, prune80, prune90, prune80-int8, channels2x, channels3x, lowrank,
             lowrank-svd, compose, or compose3x.
         epochs: Passes over the training data in recipes that tune.
         learning_rate: The highest while tuning.
@@ -36,11 +37,15 @@ def main(
         macs: Fail where there are not so many times fewer multiplications.
         speed: Fail where it is not so many times faster, at batch 1 and 128.
         points: Fail where more hundredths of accuracy are lost.
+        again: Make nothing: audit the file of the recipe that lies in RUN/compressed/.
     """
     make, ship = lp.errors.named("recipe", recipe, lp.compressions.RECIPES)
     finished = lp.finished.load(run, EXPERIMENTS, mesh, data_dir)
-    job = lp.compressions.Job(finished, epochs, learning_rate)
-    record = lp.compaction.shipped(finished, ship(job, make(job)), recipe)
+    if again:
+        record = lp.compaction.audited(finished, recipe)
+    else:
+        job = lp.compressions.Job(finished, epochs, learning_rate)
+        record = lp.compaction.shipped(finished, ship(job, make(job)), recipe)
     lp.compaction.told(finished, recipe, record)
     given = {"size": size, "macs": macs, "speed": speed, "points": points}
     lp.compress.require(record, {name: limit for name, limit in given.items() if limit is not None})

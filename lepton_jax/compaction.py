@@ -119,21 +119,26 @@ def _held(step: Step, state: Any) -> Step:
 
 
 def shipped(run: Finished, small: Small, name: str) -> dict[str, Any]:
-    """Write RUN/compressed/NAME.lepton and its audit NAME.json, and return the audit.
-
-    The model that is audited is the one that was read back from the file. Raises InputError where nothing can be
-    written.
-    """
+    """Write RUN/compressed/NAME.lepton and its audit, and return the audit. Raises InputError where it cannot."""
     directory = run.directory / FOLDER
     with runs.writing(directory):
         directory.mkdir(exist_ok=True)
-        path = directory / f"{name}.lepton"
-        file.save(path, small.variables, about(run, small))
-        again = load(path, run.model)
-        inputs = np.concatenate([np.asarray(part) for part in images(run, -(-TIMED // run.config.batch_size))])
-        before = comparison.Subject("dense", run.model, run.variables)
-        after = comparison.Subject(name, *again)
-        record = comparison.audit(before, after, jnp.asarray(inputs[:TIMED]), scorer(run), programs.macs, (1, TIMED))
+        file.save(directory / f"{name}.lepton", small.variables, about(run, small))
+    return audited(run, name)
+
+
+def audited(run: Finished, name: str) -> dict[str, Any]:
+    """Write RUN/compressed/NAME.json, the audit of the model that is read from NAME.lepton beside it, and return it.
+
+    Raises InputError where there is no such file, or nothing can be written.
+    """
+    directory = run.directory / FOLDER
+    again = load(directory / f"{name}.lepton", run.model)
+    inputs = np.concatenate([np.asarray(part) for part in images(run, -(-TIMED // run.config.batch_size))])
+    before = comparison.Subject("dense", run.model, run.variables)
+    after = comparison.Subject(name, *again)
+    record = comparison.audit(before, after, jnp.asarray(inputs[:TIMED]), scorer(run), programs.macs, (1, TIMED))
+    with runs.writing(directory):
         runs.write(directory / f"{name}.json", record)
     return record
 

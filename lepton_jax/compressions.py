@@ -97,8 +97,7 @@ def low_rank(convolution: compress.Method, rule: ranks.Rule) -> Make:
 def packed(job: Job, small: Small, pack: Callable[[Variables], Any]) -> Small:
     """Batch norms folded away, where there are any, and the parameters packed."""
     variables, inputs = small.variables, compaction.images(job.run, 1)[0]
-    if folding.pairs(small.model, variables, inputs):
-        variables = compress.folded(small.model, variables, inputs)
+    variables = folding.into(variables, folding.pairs(small.model, variables, inputs))
     variables = compress.constants({**variables, "params": pack(variables)})
     return Small(small.model, variables, small.rule, small.kept)
 
@@ -167,6 +166,7 @@ def sparse(*behind: compress.Compression) -> Ship:
 
 eighty, half, third = pruned(0.8), narrow(2.1), narrow(3.0)
 RECIPES: dict[str, tuple[Make, Ship]] = {
+    "folded": (dense, floats),
     "w8a8": (dense, integers),
     "w4": (dense, rounded),
     "w4-aware": (aware, nearest),

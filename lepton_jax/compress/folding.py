@@ -58,9 +58,15 @@ def folded(model: Model, variables: Variables, inputs: Any) -> Variables:
     makes it exactly the identity, and a bias. Only shapes and dtypes of `inputs` matter. Raises InputError where no
     batch norm follows a weight.
     """
-    found = pairs(model, variables, inputs)
+    if found := pairs(model, variables, inputs):
+        return into(variables, found)
+    raise InputError("no batch norm follows a convolution or dense layer", "leave this model as it is")
+
+
+def into(variables: Variables, found: Sequence[Pair]) -> Variables:
+    """The variables with each norm of the pairs folded into the weight before it; as they are where there are none."""
     if not found:
-        raise InputError("no batch norm follows a convolution or dense layer", "leave this model as it is")
+        return variables
     params, stats = variables["params"], variables[STATS]
     for pair in found:
         norm, running = base.at(params, pair.norm), base.at(stats, pair.norm)

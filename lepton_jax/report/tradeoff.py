@@ -1,8 +1,8 @@
 """What compressions of one run have won and cost, as a page: size against accuracy, and every audit."""
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from lepton_jax import runs
 from lepton_jax.report import chart
@@ -28,7 +28,7 @@ def page(title: str, audits: Mapping[str, Mapping[str, Any]], machine: str) -> s
     """The page as HTML."""
     sections = [
         ("Accuracy against size", picture(audits)),
-        ("Audits", table(head(audits), rows(audits), "numbers")),
+        ("Audits", table(["", *(column.head for column in columns(audits))], rows(audits), "numbers")),
         ("What these numbers do not say", "".join(f"<p>{line}</p>" for line in NOT_SAID)),
     ]
     return document(title, title, sections, f"<p>Timed on {machine}; times are medians of calls in turn.</p>")
@@ -44,32 +44,46 @@ def picture(audits: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="charts"><figure>{caption}{drawn}</figure><div></div></div>'
 
 
-def head(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The columns."""
-    sizes = next(iter(audits.values()))["speed"]
-    times = [f"{what}, batch {n}" for n in sizes for what in ("ms", "speed")]
-    return ["", "kB", "size", "million MACs", "MACs", *times, "accuracy", "points"]
+class Column(NamedTuple):
+    """text: of a model's record, or where `compared` of an audit's, for then the dense model has none."""
+
+    head: str
+    text: Callable[[Mapping[str, Any]], str]
+    compared: bool = False
+
+
+def columns(audits: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+    """What is said of every model."""
+    found = [
+        Column("kB", lambda model: f"{model['bytes'] / 1e3:,.1f}"),
+        Column("size", lambda audit: f"{audit['size']:.2f}x", True),
+        Column("million MACs", lambda model: f"{model['macs'] / 1e6:,.2f}"),
+        Column("MACs", lambda audit: f"{audit['macs']:.2f}x", True),
+    ]
+    for n in next(iter(audits.values()))["speed"]:
+        found.append(Column(f"ms, batch {n}", lambda model, n=n: f"{model['milliseconds'][n]:.3g}"))
+        found.append(Column(f"speed, batch {n}", lambda audit, n=n: f"{audit['speed'][n]:.2f}x", True))
+    # audits of earlier versions say nothing of layers
+    for n in {n: None for audit in audits.values() for n in audit.get("layers", {})}:
+        found.append(Column(f"factored layers, batch {n}", lambda audit, n=n: _layers(audit, n), True))
+    return [*found, Column("accuracy", lambda model: f"{model['accuracy']:.4f}"), Column("points", gained, True)]
+
+
+def _layers(audit: Mapping[str, Any], n: str) -> str:
+    ratio = audit.get("layers", {}).get(n)
+    return f"{ratio:.2f}x" if ratio else ""
 
 
 def rows(audits: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """A row for the dense model and one for each compression."""
-    first = next(iter(audits.values()))
-    found = [row("a  dense", first["before"], dict.fromkeys(first["speed"], ""), "", "", "")]
+    dense, shown = next(iter(audits.values()))["before"], columns(audits)
+    found = [["a  dense", *("" if column.compared else column.text(dense) for column in shown)]]
     for letter, (name, one) in zip(LETTERS[1:], audits.items(), strict=False):
-        speed = {n: f"{ratio:.2f}x" for n, ratio in one["speed"].items()}
-        found.append(
-            row(f"{letter}  {name}", one["after"], speed, f"{one['size']:.2f}x", f"{one['macs']:.2f}x", gained(one))
-        )
+        texts = [column.text(one if column.compared else one["after"]) for column in shown]
+        found.append([f"{letter}  {name}", *texts])
     return found
 
 
 def gained(one: Mapping[str, Any]) -> str:
     """Hundredths of accuracy against the dense model, of which a zero has no sign."""
     return f"{0.0 - round(one['points'], 2):+.2f}" if round(one["points"], 2) else "0.00"
-
-
-def row(name: str, one: Mapping[str, Any], speed: Mapping[str, str], size: str, macs: str, points: str) -> list[str]:
-    """One model's figures as texts."""
-    times = [text for n, ratio in speed.items() for text in (f"{one['milliseconds'][n]:.3g}", ratio)]
-    kilobytes, millions = f"{one['bytes'] / 1e3:,.1f}", f"{one['macs'] / 1e6:,.2f}"
-    return [name, kilobytes, size, millions, macs, *times, f"{one['accuracy']:.4f}", points]
