@@ -8,7 +8,7 @@ python -m experiments.private --preset images --data-dir pathmnist.npz
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lepton_jax as lp
 
@@ -33,7 +33,8 @@ class Config(lp.cli.Config):
     engine: str = "ghost"
     """How gradients are clipped: ghost, two-pass, or vmapped. The result is the same."""
     features: str = "scattering"
-    """What the model sees: scattering (a fixed transform, and the pixels), or pixels."""
+    """What the model sees: scattering (a fixed transform, and the pixels, computed once unless there are copies), or
+    pixels."""
     model: str = "linear"
     """linear, mlp, cnn, wrn16-4-group; a model with batch norm is refused."""
     copies: int = 1
@@ -92,12 +93,21 @@ PRESETS = {
 }
 
 
-def compose(config: Config) -> "lp.recipe.Recipe":
-    """Data, model, loss, plan and update as the flags say."""
-    dataset = lp.recipe.dataset(config)
+class Given(NamedTuple):
+    """The data, the model of its images, and what is trained: a model of examples that may be features already."""
+
+    dataset: "lp.data.Dataset"
+    model: "lp.types.Model"
+    trained: "lp.types.Model"
+    examples: "lp.data.Source"
+
+
+def compose(config: Config, given: Given | None = None) -> "lp.recipe.Recipe":
+    """Data, model, loss, plan and update as the flags say. given: what `read` has found for these flags."""
+    dataset, model, trained, examples = given or read(config)
     plan = planned(config, dataset)
-    stream = plan.stream(dataset.train, config.seed)
-    model, criterion = built(config, dataset), lp.cross_entropy(config.label_smoothing)
+    stream = plan.stream(examples, config.seed)
+    criterion = lp.cross_entropy(config.label_smoothing)
     schedule, optimizer = lp.recipe.optimization(config, stream)
 
     def around(loss: "lp.types.Loss") -> "lp.types.Loss":
@@ -105,7 +115,7 @@ def compose(config: Config) -> "lp.recipe.Recipe":
 
     engines = {"ghost": lp.privacy.ghost, "two-pass": lp.privacy.two_pass, "vmapped": lp.privacy.vmapped}
     engine = lp.errors.named("engine", config.engine, engines)
-    loss = around(lp.supervised(model, criterion))
+    loss = around(lp.supervised(trained, criterion))
     step = lp.descend(lp.privacy.private(loss, plan, engine, config.parts), optimizer)
     step, stats = lp.recipe.averaged(config, step, {"privacy": plan.start})
 
@@ -118,14 +128,15 @@ def compose(config: Config) -> "lp.recipe.Recipe":
 
 def main(config: Config) -> "lp.experiment.Result":
     """Run the recipe, and the one without privacy beside it."""
-    result = lp.experiment.run(compose(config), config)
+    given = read(config)
+    result = lp.experiment.run(compose(config, given), config)
     if config.find_learning_rate or config.explain_sharding:
         return result
     steps = lp.runs.result(result.directory)["steps"]
-    claim = planned(config, lp.recipe.dataset(config)).told(steps)
+    claim = planned(config, given.dataset).told(steps)
     measured = {"epsilon": claim["epsilon"], "delta": claim["delta"]}
     if config.baseline:
-        beside = without_privacy(config, str(result.directory / "baseline"))
+        beside = without_privacy(config, given, str(result.directory / "baseline"))
         measured |= {f"baseline/{name}": value for name, value in beside.metrics.items()}
     metrics = lp.runs.amend(result.directory, measured, privacy=claim)["metrics"]
     cost = f"epsilon {claim['epsilon']:.4g}, delta {config.delta:g} ({claim['accountant']}, {claim['relation']})"
@@ -134,16 +145,15 @@ def main(config: Config) -> "lp.experiment.Result":
     return result._replace(metrics=metrics)
 
 
-def without_privacy(config: Config, directory: str) -> "lp.experiment.Result":
+def without_privacy(config: Config, given: Given, directory: str) -> "lp.experiment.Result":
     """The same model on the same data, by plain gradients."""
     changed = {name: getattr(config, f"baseline_{name}") for name in ("epochs", "batch_size", "learning_rate")}
     config = replace(config, run=directory, ema=0.0, microbatches=1, eval_every=math.inf, **changed)
-    dataset = lp.recipe.dataset(config)
-    stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
-    model, criterion = built(config, dataset), lp.cross_entropy(config.label_smoothing)
+    stream = lp.data.Stream(given.examples, config.batch_size, config.seed)
+    criterion = lp.cross_entropy(config.label_smoothing)
     schedule, optimizer = lp.recipe.optimization(config, stream)
-    step = lp.descend(lp.plain(lp.supervised(model, criterion)), optimizer)
-    parts = (dataset, stream, model, criterion, optimizer, schedule, step, lambda loss: loss)
+    step = lp.descend(lp.plain(lp.supervised(given.trained, criterion)), optimizer)
+    parts = (given.dataset, stream, given.model, criterion, optimizer, schedule, step, lambda loss: loss)
     return lp.experiment.run(lp.recipe.Recipe("private", *parts), config)
 
 
@@ -180,15 +190,24 @@ def planned(config: Config, dataset: "lp.data.Dataset") -> "lp.privacy.Plan":
     )
 
 
-def built(config: Config, dataset: "lp.data.Dataset") -> "lp.types.Model":
-    """The model on what it sees. Nothing of it is measured on the data, which would not be private."""
+def read(config: Config) -> Given:
+    """The data and the model that the flags name. Nothing of it is measured on the data, which would not be private.
+
+    Features that nothing changes are computed here, once, where memory holds them.
+    """
+    dataset = lp.recipe.dataset(config)
     classes = len(dataset.classes)
     network = lp.models.mlp((), classes) if config.model == "linear" else lp.models.build(config.model, classes)
     views = {
         "scattering": lambda: lp.privacy.featured(network, seen),
         "pixels": lambda: lp.models.normalized(network, 0.5, 0.5),
     }
-    return lp.errors.named("features", config.features, views)()
+    model = lp.errors.named("features", config.features, views)()
+    if config.features == "scattering" and config.copies == 1:
+        ahead = lp.data.mapped(dataset.train, lambda images: seen(lp.models.unit(images)))
+        if ahead is not None:
+            return Given(dataset, model, network, ahead)
+    return Given(dataset, model, model, dataset.train)
 
 
 def seen(images: Any) -> Any:

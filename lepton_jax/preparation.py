@@ -27,7 +27,7 @@ def prepared(recipe: Recipe, config: Config, mesh: Mesh) -> TrainState:
     size, classes = recipe.stream.batch_size, len(recipe.dataset.classes)
     steps.check_batch(size, config.parts, mesh)
     batch, key = steps.shapes(recipe.stream.batch(0)), keys.seeded(config.seed)
-    one = data.gather(recipe.stream.source, [0])["input"]
+    one = data.gather(recipe.dataset.train, [0])["input"]
     inputs = jax.ShapeDtypeStruct((size, *one.shape[1:]), one.dtype)
     with jax.set_mesh(mesh), accepting(inputs):
         state = steps.initial(recipe.model, recipe.optimizer, key, inputs, **recipe.stats)

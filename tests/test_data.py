@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax.data import Arrays, Dataset, as_source, check, fingerprint, gather, load, statistics
+from lepton_jax.data import Arrays, Dataset, as_source, check, fingerprint, gather, load, mapped, mapping, statistics
 from lepton_jax.data import sources as sources_module
 from lepton_jax.data.sources import decoded
 from lepton_jax.errors import InputError
@@ -260,3 +260,16 @@ def test_an_empty_directory_is_named_as_given(name, tmp_path, monkeypatch):
     (tmp_path / "here" / "notes.txt").write_text("nothing of use")
     with pytest.raises(InputError, match="'here'"):
         load(name, "here")
+
+
+@pytest.mark.parametrize("examples", [1, 256, 300])
+def test_what_is_mapped_is_the_function_of_every_input(examples, monkeypatch):
+    inputs = images(examples)
+    source = Lazy(inputs, np.arange(examples))
+    found = mapped(source, lambda x: jnp.sum(x, axis=(1, 2)) / 2)
+    assert found is not None
+    assert len(found) == examples
+    np.testing.assert_array_equal(found.columns["input"], inputs.sum((1, 2), np.int64) / 2)
+    np.testing.assert_array_equal(found.labels, np.arange(examples))
+    monkeypatch.setattr(mapping, "IN_MEMORY_BYTES", 12 * examples - 1)
+    assert mapped(source, lambda x: jnp.sum(x, axis=(1, 2)) / 2) is None

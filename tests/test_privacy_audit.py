@@ -1,5 +1,8 @@
 """The audit: its bound where the answer is known, below epsilon under noise and above it without; and what helps."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +140,39 @@ def test_scattering_hardly_changes_with_a_shift_and_tells_directions():
     assert privacy.scattering(images, 2, 8, order=1, stride=2).shape == (2, 16, 16, 17)
     with pytest.raises(InputError, match="octaves"):
         privacy.scattering(jnp.zeros((1, 3, 3, 1)), 2)
+
+
+@pytest.mark.parametrize(("shape", "options"), [((9, 8, 1), (1, 3, 1, 2)), ((8, 11, 2), (2, 2, 2, 3))])
+def test_scattering_is_convolutions_and_moduli(shape, options):
+    """Against sums over the pixels of the mirrored images, around which they repeat, in float64."""
+    images, (scales, angles, order, stride) = np.random.default_rng(0).random((2, *shape)), options
+    margin = 2**scales
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="symmetric")
+    height, width = padded.shape[1:3]
+    y, x = (np.fft.fftfreq(size, 1 / size) for size in (height, width))
+    y, x = y[:, None], x[None, :]
+
+    def convolved(values, kernel):
+        places = itertools.product(range(height), range(width))
+        return sum(kernel[place] * np.roll(values, place, (1, 2)) for place in places)
+
+    def wavelet(scale, number):
+        angle, sigma = math.pi * number / angles, 0.8 * 2**scale
+        along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+        envelope = np.exp(-(along**2 + (4 / angles) ** 2 * across**2) / (2 * sigma**2))
+        wave = envelope * np.exp(0.75j * math.pi / 2**scale * along)
+        return (wave - envelope * wave.sum() / envelope.sum()) / envelope.sum()
+
+    def averaged(values):
+        gaussian = np.exp(-(x**2 + y**2) / (2 * (0.4 * stride) ** 2))
+        inside = convolved(values, gaussian / gaussian.sum())[:, margin:-margin, margin:-margin]
+        return inside[:, stride // 2 :: stride, stride // 2 :: stride]
+
+    expected = [averaged(padded)]
+    for scale, number in itertools.product(range(scales), range(angles)):
+        first = abs(convolved(padded, wavelet(scale, number)))
+        expected.append(averaged(first))
+        for coarser, other in itertools.product(range(scale + 1, scales if order == 2 else 0), range(angles)):
+            expected.append(averaged(abs(convolved(first, wavelet(coarser, other)))))
+    found = privacy.scattering(jnp.asarray(images, jnp.float32), *options)
+    np.testing.assert_allclose(found, np.concatenate(expected, -1), atol=2e-6)

@@ -1,10 +1,13 @@
 """experiments.private, from flags to result.json: its claim, the baseline beside it, and what it refuses."""
 
 import json
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
+import lepton_jax as lp
 from experiments import private
 from lepton_jax import cli
 
@@ -39,6 +42,23 @@ def test_a_private_run_tells_its_claim_and_shows_it_again(tmp_path, capsys):
     again = json.loads((tmp_path / "run" / "result.json").read_text())
     assert again["privacy"] == claim
     assert again["metrics"] == record["metrics"]
+
+
+def test_features_that_are_there_already_train_the_same_model(monkeypatch):
+    config = private.PRESETS["smoke"]
+    config = replace(config, features="scattering", examples=300, batch_size=100, mesh="1x1")
+    ahead = private.compose(config)
+    monkeypatch.setattr(lp.data, "mapped", lambda source, function: None)
+    anew = private.compose(config)
+    assert ahead.stream.batch(0)["input"].ndim == 2
+    assert anew.stream.batch(0)["input"].ndim == 4
+    ends = []
+    for recipe in (ahead, anew):
+        state = lp.preparation.prepared(recipe, config, lp.mesh.make("1x1"))
+        for number in range(2):
+            state, _ = jax.jit(recipe.step)(state, recipe.stream.batch(number))
+        ends.append(state.params)
+    assert lp.tree.distance(*ends) < 1e-5
 
 
 @pytest.mark.parametrize("engine", ["two-pass", "vmapped"])

@@ -5,6 +5,7 @@ from lepton_jax.data.checks import check, check_labels
 from lepton_jax.data.description import describe
 from lepton_jax.data.drawing import Drawing
 from lepton_jax.data.labeling import labels
+from lepton_jax.data.mapping import mapped
 from lepton_jax.data.mixing import Mixture, mixture
 from lepton_jax.data.owning import owned, owners
 from lepton_jax.data.sources import Arrays, Dataset, Source, as_source, gather
@@ -33,6 +34,7 @@ __all__ = [
     "gather",
     "labels",
     "load",
+    "mapped",
     "mixture",
     "owned",
     "owners",

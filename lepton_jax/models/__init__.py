@@ -15,6 +15,7 @@ from lepton_jax.models.catalog import by_name as by_name
 from lepton_jax.models.catalog import table as table
 from lepton_jax.models.cnn import cnn as cnn
 from lepton_jax.models.inputs import normalized as normalized
+from lepton_jax.models.inputs import unit as unit
 from lepton_jax.models.layers import Dropout as Dropout
 from lepton_jax.models.layers import StochasticDepth as StochasticDepth
 from lepton_jax.models.mlp import mlp as mlp

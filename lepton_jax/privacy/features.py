@@ -5,7 +5,6 @@ Its filters are fixed, so it costs no privacy (Tramer and Boneh 2021, https://ar
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,51 +36,51 @@ def scattering(
     if min(scales, angles, pixels) < 1 or min(height, width) < max(margin, pixels):
         problem = f"images of {height}x{width} have no {scales} octaves, {angles} angles, or {pixels} pixels to average"
         raise InputError(problem, "take fewer, or greater images")
-    padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="symmetric")
-    lowpass, wavelets = filters(padded.shape[1], padded.shape[2], scales, angles, pixels)
-
-    def filtered(x: Array, spectrum: np.ndarray) -> Array:
-        return jnp.fft.ifft2(jnp.fft.fft2(x, axes=(1, 2)) * spectrum[None, :, :, None], axes=(1, 2))
+    around = ((0, 0), (0, 0), (margin, margin), (margin, margin))
+    padded = jnp.pad(jnp.moveaxis(images, -1, 1), around, mode="symmetric")
+    rows, columns = (averages(size, margin, pixels) for size in (height, width))
+    waves = wavelets(*padded.shape[2:], scales, angles)
 
     def averaged(x: Array) -> Array:
-        y = jnp.real(filtered(x, lowpass))[:, margin : margin + height, margin : margin + width]
-        return y[:, pixels // 2 :: pixels, pixels // 2 :: pixels]
+        return jnp.einsum("ri,bnij,cj->brcn", rows, x, columns, precision="highest")
+
+    def moduli(x: Array, scale: int) -> list[Array]:
+        spectrum = jnp.fft.fft2(x)
+        return [jnp.abs(jnp.fft.ifft2(spectrum * wave[None, None])) for wave in waves[scale]]
 
     features = [averaged(padded)]
-    for scale, angle in itertools.product(range(scales), range(angles)):
-        first = jnp.abs(filtered(padded, wavelets[scale, angle]))
-        features.append(averaged(first))
-        if order == 2:
-            finer = itertools.product(range(scale + 1, scales), range(angles))
-            features += [averaged(jnp.abs(filtered(first, wavelets[at]))) for at in finer]
+    for scale in range(scales):
+        for first in moduli(padded, scale):
+            coarser = range(scale + 1, scales if order == 2 else 0)
+            features += [averaged(x) for x in (first, *(x for other in coarser for x in moduli(first, other)))]
     return jnp.concatenate(features, -1)
 
 
-@functools.lru_cache(maxsize=16)
-def filters(
-    height: int, width: int, scales: int, angles: int, stride: int
-) -> tuple[Complex[np.ndarray, "height width"], Complex[np.ndarray, "scales angles height width"]]:
-    """(a Gaussian that averages over `stride` pixels, Morlet wavelets) as spectra, complex64.
+def averages(size: int, margin: int, stride: int) -> Float[np.ndarray, "positions padded"]:
+    """A Gaussian at every `stride` of `size` pixels with margins around them, as the matrix that averages over it."""
+    padded = size + 2 * margin
+    apart = np.arange(margin + stride // 2, margin + size, stride)[:, None] - np.arange(padded)
+    near = np.minimum(apart % padded, -apart % padded)
+    weights = np.exp(-(near**2) / (2 * (0.4 * stride) ** 2))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    The finest wavelets have sigma 0.8 and frequency 3 pi / 4, as in Bruna and Mallat.
-    """
+
+@functools.lru_cache(maxsize=16)
+def wavelets(height: int, width: int, scales: int, angles: int) -> Complex[np.ndarray, "scales angles height width"]:
+    """Morlet wavelets as spectra, complex64; the finest with sigma 0.8 and frequency 3 pi / 4 (Bruna and Mallat)."""
     y, x = (np.fft.fftfreq(size, 1 / size) for size in (height, width))
     y, x = y[:, None], x[None, :]
 
-    def gaussian(sigma: float, angle: float, slant: float) -> np.ndarray:
-        along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-        g = np.exp(-(along**2 + (slant * across) ** 2) / (2 * sigma**2))
-        return g / g.sum()
-
     def wavelet(scale: int, number: int) -> np.ndarray:
         sigma, frequency, angle = 0.8 * 2**scale, 0.75 * math.pi / 2**scale, math.pi * number / angles
-        envelope = gaussian(sigma, angle, 4 / angles)
-        wave = envelope * np.exp(1j * frequency * (x * math.cos(angle) + y * math.sin(angle)))
+        along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+        envelope = np.exp(-(along**2 + (4 / angles * across) ** 2) / (2 * sigma**2))
+        envelope /= envelope.sum()
+        wave = envelope * np.exp(1j * frequency * along)
         return wave - envelope * wave.sum()  # no answer to a constant image
 
     spectra = [[np.fft.fft2(wavelet(scale, number)) for number in range(angles)] for scale in range(scales)]
-    lowpass = np.fft.fft2(gaussian(0.4 * stride, 0.0, 1.0))
-    return lowpass.astype(np.complex64), np.asarray(spectra, np.complex64)
+    return np.asarray(spectra, np.complex64)
 
 
 def normed(features: Float[Array, "batch ..."], length: float) -> Float[Array, "batch numbers"]:
