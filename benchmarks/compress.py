@@ -46,9 +46,9 @@ BARS: dict[str, dict[str, float]] = {
 Audit = Callable[[str], dict[str, Any]]  # of a recipe, by its name
 
 
-def making(run: Finished, epochs: float, learning_rate: float) -> Audit:
+def making(run: Finished, epochs: float, learning_rate: float, teacher: float) -> Audit:
     """Make and ship; what two recipes share is trained once."""
-    job = lp.compressions.Job(run, epochs, learning_rate)
+    job = lp.compressions.Job(run, epochs, learning_rate, teacher)
     trained = functools.cache(lambda make: make(job))
 
     def audit(recipe: str) -> dict[str, Any]:
@@ -122,6 +122,7 @@ def main(
     runs: str | None = None,
     epochs: float = 30,
     learning_rate: float = 0.02,
+    teacher: float = 0.9,
     mesh: str = "1x1",
     recipes: tuple[str, ...] = tuple(BARS),
     again: bool = False,
@@ -132,6 +133,7 @@ def main(
         runs: A directory of runs of several seeds; by default they are made, on the digits.
         epochs: Passes over the training data in recipes that tune.
         learning_rate: The highest while tuning.
+        teacher: The weight of the dense model beside the labels.
         mesh: Devices for tuning.
         recipes: Which.
         again: Make nothing: audit what an earlier call has left in the runs.
@@ -140,7 +142,8 @@ def main(
         raise lp.InputError("--again audits what lies in runs, and no --runs is given", "give --runs DIR")
     for recipe in recipes:
         lp.errors.named("recipe", recipe, BARS)
-    auditor = shipped if again else functools.partial(making, epochs=epochs, learning_rate=learning_rate)
+    tuning = {"epochs": epochs, "learning_rate": learning_rate, "teacher": teacher}
+    auditor = shipped if again else functools.partial(making, **tuning)
     with tempfile.TemporaryDirectory() as place:
         directory = pathlib.Path(runs) if runs else digits(pathlib.Path(place))
         audits = measured(directory, recipes, mesh, auditor)

@@ -15,6 +15,7 @@ def main(
     recipe: str = "w8a8",
     epochs: float = 10,
     learning_rate: float = 0.02,
+    teacher: float = 0.9,
     mesh: str = "1x1",
     data_dir: str | None = None,
     size: float | None = None,
@@ -31,6 +32,8 @@ def main(
             lowrank-svd, compose, or compose3x.
         epochs: Passes over the training data in recipes that tune.
         learning_rate: The highest while tuning.
+        teacher: The weight of what the run's own model teaches the smaller one; the rest is the labels'. A run that was
+            stopped early teaches less than the labels.
         mesh: Devices, as for training.
         data_dir: Where the run's data lie now, if they have moved.
         size: Fail where the file is not so many times smaller.
@@ -44,7 +47,7 @@ def main(
     if again:
         record = lp.compaction.audited(finished, recipe)
     else:
-        job = lp.compressions.Job(finished, epochs, learning_rate)
+        job = lp.compressions.Job(finished, epochs, learning_rate, teacher)
         record = lp.compaction.shipped(finished, ship(job, make(job)), recipe)
     lp.compaction.told(finished, recipe, record)
     given = {"size": size, "macs": macs, "speed": speed, "points": points}

@@ -87,18 +87,19 @@ def tuned(
     compression: compress.Compression,
     epochs: float,
     learning_rate: float,
-    teacher: bool = True,
+    teacher: float = 0.9,
 ) -> tuple[Variables, Any]:
     """(variables with what is trained in params, the compression's state) after training through the compression.
 
-    On the run's data, augmentation and batches, by SGD with momentum and a cosine. teacher: the run's own model teaches
-    the smaller one (`distill.hinton`). model: sees what the compression's view shows. Masked weights are held at zero.
+    On the run's data, augmentation and batches, by SGD with momentum and a cosine. teacher: the weight of what the
+    run's own model teaches the smaller one (`distill.hinton`), beside the labels. model: sees what the compression's
+    view shows. Masked weights are held at zero.
     """
     stream, recipe = run.recipe.stream, run.recipe
     total = stream.steps(epochs)
     rate = schedules.build("cosine", learning_rate, total, stream.steps_per_epoch)
     optimizer = optimizers.build("sgd", rate, weight_decay=run.config.weight_decay, mask=decay.undecayed())
-    criterion = distill.hinton(criterion=recipe.criterion) if teacher else recipe.criterion
+    criterion = distill.hinton(weight=teacher, criterion=recipe.criterion) if teacher else recipe.criterion
     loss = losses.supervised(model, criterion)
     if teacher:
         loss = losses.taught(loss, (run.model, run.variables))

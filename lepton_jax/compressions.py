@@ -11,15 +11,17 @@ from lepton_jax.types import Variables
 
 
 class Job(NamedTuple):
-    """A finished run, and how long what is smaller is tuned."""
+    """A finished run, and how what is smaller is tuned. teacher: the weight of its own model, beside the labels."""
 
     run: Finished
     epochs: float
     learning_rate: float
+    teacher: float = 0.9
 
     def tuned(self, compression: compress.Compression, small: Small) -> tuple[Variables, Any]:
-        """(variables, state) after tuning, with the run's own model as the teacher."""
-        return compaction.tuned(self.run, small.model, small.variables, compression, self.epochs, self.learning_rate)
+        """(variables, state) after tuning."""
+        how = (compression, self.epochs, self.learning_rate, self.teacher)
+        return compaction.tuned(self.run, small.model, small.variables, *how)
 
 
 Make = Callable[[Job], Small]
