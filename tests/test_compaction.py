@@ -150,6 +150,7 @@ def test_what_cannot_be_compressed(directory, tmp_path, capsys):
         ("--run", directory, "--mesh", "9x"): "'9x' does not parse",
         ("--run", directory, "--recipe", "prune80", "--epochs", "0"): "0",
         ("--run", directory, "--recipe", "prune80", "--learning-rate", "nan"): "nan",
+        ("--run", directory, "--recipe", "prune80", "--teacher", "1.5"): "1.5 is outside [0, 1]",
     }.items():
         assert called(*arguments) == 2, arguments
         lines = capsys.readouterr().err.splitlines()
