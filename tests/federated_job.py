@@ -91,3 +91,17 @@ def job(config):
         data=data,
         own=algorithm.started,
     )
+
+
+CONFIG = Config(rounds=3)
+TERMS = lp.federation.Terms(quorum=2, deadline=20, gather=20, heartbeat=0.5)
+
+
+class Events(list):
+    """Events, as a log keeps them."""
+
+    def write(self, event, **fields):
+        self.append({"event": event, **fields})
+
+    def of(self, kind):
+        return [event for event in self if event["event"] == kind]

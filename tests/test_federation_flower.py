@@ -9,7 +9,8 @@ import lepton_jax as lp
 from lepton_jax.errors import InputError
 from lepton_jax.federation import flower
 from tests import federated_job
-from tests.test_federation_rounds import CONFIG, simulated
+from tests.federated_job import CONFIG
+from tests.test_federation_rounds import simulated
 
 missing = importlib.util.find_spec("flwr") is None
 

@@ -13,7 +13,7 @@ from lepton_jax import federation
 from lepton_jax.errors import InputError
 from lepton_jax.federation import memory
 from lepton_jax.federation.frames import Kind
-from tests.test_federation_rounds import TERMS, Events
+from tests.federated_job import TERMS, Events
 
 
 class Struck:
