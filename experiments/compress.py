@@ -32,8 +32,7 @@ def main(
             lowrank-svd, compose, or compose3x.
         epochs: Passes over the training data in recipes that tune.
         learning_rate: The highest while tuning.
-        teacher: The weight of what the run's own model teaches the smaller one; the rest is the labels'. A run that was
-            stopped early teaches less than the labels.
+        teacher: The weight of what the run's own model teaches the smaller one, from 0 to 1; the rest is the labels'.
         mesh: Devices, as for training.
         data_dir: Where the run's data lie now, if they have moved.
         size: Fail where the file is not so many times smaller.
