@@ -94,9 +94,10 @@ PRESETS = {
 
 
 class Given(NamedTuple):
-    """The data, the model of its images, and what is trained: a model of examples that may be features already."""
+    """Data, plan, the model of images, and what is trained: a model of examples that may be features already."""
 
     dataset: "lp.data.Dataset"
+    plan: "lp.privacy.Plan"
     model: "lp.types.Model"
     trained: "lp.types.Model"
     examples: "lp.data.Source"
@@ -104,8 +105,7 @@ class Given(NamedTuple):
 
 def compose(config: Config, given: Given | None = None) -> "lp.recipe.Recipe":
     """Data, model, loss, plan and update as the flags say. given: what `read` has found for these flags."""
-    dataset, model, trained, examples = given or read(config)
-    plan = planned(config, dataset)
+    dataset, plan, model, trained, examples = given or read(config)
     stream = plan.stream(examples, config.seed)
     criterion = lp.cross_entropy(config.label_smoothing)
     schedule, optimizer = lp.recipe.optimization(config, stream)
@@ -133,7 +133,7 @@ def main(config: Config) -> "lp.experiment.Result":
     if config.find_learning_rate or config.explain_sharding:
         return result
     steps = lp.runs.result(result.directory)["steps"]
-    claim = planned(config, given.dataset).told(steps)
+    claim = given.plan.told(steps)
     measured = {"epsilon": claim["epsilon"], "delta": claim["delta"]}
     if config.baseline:
         beside = without_privacy(config, given, str(result.directory / "baseline"))
@@ -191,11 +191,12 @@ def planned(config: Config, dataset: "lp.data.Dataset") -> "lp.privacy.Plan":
 
 
 def read(config: Config) -> Given:
-    """The data and the model that the flags name. Nothing of it is measured on the data, which would not be private.
+    """Data, plan and model as the flags say. Nothing is measured on the data, which would not be private.
 
     Features that nothing changes are computed here, once, where memory holds them.
     """
     dataset = lp.recipe.dataset(config)
+    plan = planned(config, dataset)  # first: it refuses at once what features may take a minute for
     classes = len(dataset.classes)
     network = lp.models.mlp((), classes) if config.model == "linear" else lp.models.build(config.model, classes)
     views = {
@@ -206,8 +207,8 @@ def read(config: Config) -> Given:
     if config.features == "scattering" and config.copies == 1:
         ahead = lp.data.mapped(dataset.train, lambda images: seen(lp.models.unit(images)))
         if ahead is not None:
-            return Given(dataset, model, network, ahead)
-    return Given(dataset, model, model, dataset.train)
+            return Given(dataset, plan, model, network, ahead)
+    return Given(dataset, plan, model, model, dataset.train)
 
 
 def seen(images: Any) -> Any:

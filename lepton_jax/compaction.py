@@ -87,7 +87,7 @@ def tuned(
     compression: compress.Compression,
     epochs: float,
     learning_rate: float,
-    teacher: float = 0.9,
+    teacher: float,
 ) -> tuple[Variables, Any]:
     """(variables with what is trained in params, the compression's state) after training through the compression.
 
