@@ -94,10 +94,11 @@ PRESETS = {
 
 
 class Given(NamedTuple):
-    """Data, plan, the model of images, and what is trained: a model of examples that may be features already."""
+    """Data, plan, engine, the model of images, and what is trained: a model of examples, perhaps of features."""
 
     dataset: "lp.data.Dataset"
     plan: "lp.privacy.Plan"
+    engine: "lp.privacy.Engine"
     model: "lp.types.Model"
     trained: "lp.types.Model"
     examples: "lp.data.Source"
@@ -105,7 +106,7 @@ class Given(NamedTuple):
 
 def compose(config: Config, given: Given | None = None) -> "lp.recipe.Recipe":
     """Data, model, loss, plan and update as the flags say. given: what `read` has found for these flags."""
-    dataset, plan, model, trained, examples = given or read(config)
+    dataset, plan, engine, model, trained, examples = given or read(config)
     stream = plan.stream(examples, config.seed)
     criterion = lp.cross_entropy(config.label_smoothing)
     schedule, optimizer = lp.recipe.optimization(config, stream)
@@ -113,8 +114,6 @@ def compose(config: Config, given: Given | None = None) -> "lp.recipe.Recipe":
     def around(loss: "lp.types.Loss") -> "lp.types.Loss":
         return copied(lp.computed(loss, config.precision), config, dataset.input_shape)
 
-    engines = {"ghost": lp.privacy.ghost, "two-pass": lp.privacy.two_pass, "vmapped": lp.privacy.vmapped}
-    engine = lp.errors.named("engine", config.engine, engines)
     loss = around(lp.supervised(trained, criterion))
     step = lp.descend(lp.privacy.private(loss, plan, engine, config.parts), optimizer)
     step, stats = lp.recipe.averaged(config, step, {"privacy": plan.start})
@@ -196,7 +195,9 @@ def read(config: Config) -> Given:
     Features that nothing changes are computed here, once, where memory holds them.
     """
     dataset = lp.recipe.dataset(config)
-    plan = planned(config, dataset)  # first: it refuses at once what features may take a minute for
+    # these first: they refuse at once what features may take a minute for
+    engines = {"ghost": lp.privacy.ghost, "two-pass": lp.privacy.two_pass, "vmapped": lp.privacy.vmapped}
+    engine, plan = lp.errors.named("engine", config.engine, engines), planned(config, dataset)
     classes = len(dataset.classes)
     network = lp.models.mlp((), classes) if config.model == "linear" else lp.models.build(config.model, classes)
     views = {
@@ -205,16 +206,17 @@ def read(config: Config) -> Given:
     }
     model = lp.errors.named("features", config.features, views)()
     if config.features == "scattering" and config.copies == 1:
-        ahead = lp.data.mapped(dataset.train, lambda images: seen(lp.models.unit(images)))
+        ahead = lp.data.mapped(dataset.train, seen)
         if ahead is not None:
-            return Given(dataset, plan, model, network, ahead)
-    return Given(dataset, plan, model, model, dataset.train)
+            return Given(dataset, plan, engine, model, network, ahead)
+    return Given(dataset, plan, engine, model, model, dataset.train)
 
 
 def seen(images: Any) -> Any:
     """Scattered images, without their averages, and the images themselves, each at a length of its own."""
     import jax.numpy as jnp
 
+    images = lp.models.unit(images)
     scattered = lp.privacy.scattering(images, scales=1 if images.shape[1] < 16 else 2)
     parts = lp.privacy.normed(scattered[..., images.shape[-1] :], 7.0), lp.privacy.normed(images, 4.0)
     return jnp.concatenate(parts, axis=1)

@@ -3,7 +3,7 @@
 from lepton_jax.privacy.accounting import event
 from lepton_jax.privacy.audit import Audit, audited, planted, scores
 from lepton_jax.privacy.clipping import clipped
-from lepton_jax.privacy.engine import vmapped
+from lepton_jax.privacy.engine import Engine, vmapped
 from lepton_jax.privacy.features import featured, normed, scattering
 from lepton_jax.privacy.ghosts import ghost
 from lepton_jax.privacy.multiplicity import multiplied, tempered
@@ -16,6 +16,7 @@ from lepton_jax.privacy.twopass import two_pass
 
 __all__ = [
     "Audit",
+    "Engine",
     "FixedSize",
     "Noise",
     "Plan",
@@ -37,8 +38,8 @@ __all__ = [
     "noised",
     "normed",
     "per_layer",
-    "planted",
     "plan",
+    "planted",
     "private",
     "scattering",
     "scores",
