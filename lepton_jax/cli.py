@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from lepton_jax import preemption, processes, progress, several
+from lepton_jax import hugepages, preemption, processes, progress, several
 from lepton_jax.config import PRECISIONS as PRECISIONS
 from lepton_jax.config import Config as Config
 from lepton_jax.config import flag as flag
@@ -80,6 +80,7 @@ def _unknown_flag(stranger: str, config: type[C], program: str) -> InputError:
 
 def run(main: Callable[[C], Any], config: type[C], presets: Mapping[str, C]) -> None:
     """Do what the command line asks for; where that fails, exit with the code of `outcome`."""
+    hugepages.start_again()
     preemption.watch()
     if "--debug" not in sys.argv:
         # what a library's thread could not raise is behind an error that is shown, or behind none
@@ -118,6 +119,7 @@ def command(*functions: Callable[..., Any]) -> None:
 
     Where that fails, exit with the code of `guarded`.
     """
+    hugepages.start_again()
     if code := guarded(lambda: call(*functions, arguments=sys.argv[1:])):
         leave(code)
 

@@ -44,6 +44,7 @@ FLOORS = [
         "train",
         "config",
         "cli",
+        "hugepages",
         "clients",
         "holdings",
         "rounds",
