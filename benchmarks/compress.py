@@ -46,7 +46,7 @@ BARS: dict[str, dict[str, float]] = {
 Audit = Callable[[str], dict[str, Any]]  # of a recipe, by its name
 
 
-def making(run: Finished, epochs: float, learning_rate: float, teacher: float) -> Audit:
+def making(run: Finished, epochs: float, learning_rate: float | None, teacher: float) -> Audit:
     """Make and ship; what two recipes share is trained once."""
     job = lp.compressions.Job(run, epochs, learning_rate, teacher)
     trained = functools.cache(lambda make: make(job))
@@ -121,8 +121,8 @@ def digits(directory: pathlib.Path) -> pathlib.Path:
 def main(
     runs: str | None = None,
     epochs: float = 30,
-    learning_rate: float = 0.02,
-    teacher: float = 0.9,
+    learning_rate: float | None = None,
+    teacher: float = 0.5,
     mesh: str = "1x1",
     recipes: tuple[str, ...] = tuple(BARS),
     again: bool = False,
@@ -132,7 +132,7 @@ def main(
     Args:
         runs: A directory of runs of several seeds; by default they are made, on the digits.
         epochs: Passes over the training data in recipes that tune.
-        learning_rate: The highest while tuning.
+        learning_rate: The highest while tuning; by default each recipe's own.
         teacher: The weight of the dense model beside the labels.
         mesh: Devices for tuning.
         recipes: Which.

@@ -14,8 +14,8 @@ def main(
     run: str,
     recipe: str = "w8a8",
     epochs: float = 10,
-    learning_rate: float = 0.02,
-    teacher: float = 0.9,
+    learning_rate: float | None = None,
+    teacher: float = 0.5,
     mesh: str = "1x1",
     data_dir: str | None = None,
     size: float | None = None,
@@ -31,7 +31,7 @@ def main(
         recipe: folded, w8a8, w4, w4-aware, w4-w8, prune80, prune90, prune80-int8, channels2x, channels3x, lowrank,
             lowrank-svd, compose, or compose3x.
         epochs: Passes over the training data in recipes that tune.
-        learning_rate: The highest while tuning.
+        learning_rate: The highest while tuning; by default the recipe's own, 0.02 for w4-aware and 0.1 for others.
         teacher: The weight of what the run's own model teaches the smaller one, from 0 to 1; the rest is the labels'.
         mesh: Devices, as for training.
         data_dir: Where the run's data lie now, if they have moved.

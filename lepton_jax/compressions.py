@@ -11,21 +11,27 @@ from lepton_jax.types import Variables
 
 
 class Job(NamedTuple):
-    """A finished run, and how what is smaller is tuned. teacher: the weight of its own model, beside the labels."""
+    """A finished run, and how what is smaller is tuned.
+
+    learning_rate: the highest, None for the recipe's own. teacher: the weight of the run's model, beside the labels.
+    """
 
     run: Finished
     epochs: float
-    learning_rate: float
-    teacher: float = 0.9
+    learning_rate: float | None = None
+    teacher: float = 0.5
 
-    def tuned(self, compression: compress.Compression, small: Small) -> tuple[Variables, Any]:
-        """(variables, state) after tuning."""
-        how = (compression, self.epochs, self.learning_rate, self.teacher)
-        return compaction.tuned(self.run, small.model, small.variables, *how)
+    def tuned(self, compression: compress.Compression, small: Small, learning_rate: float) -> tuple[Variables, Any]:
+        """(variables, state) after tuning. learning_rate: the recipe's own."""
+        rate = learning_rate if self.learning_rate is None else self.learning_rate
+        return compaction.tuned(self.run, small.model, small.variables, compression, self.epochs, rate, self.teacher)
 
 
 Make = Callable[[Job], Small]
 Ship = Callable[[Job, Small], Small]
+
+# learning rates for what has lost little, and for what has lost so much that it has to be learned again
+LITTLE, MUCH = 0.02, 0.1
 
 
 def dense(job: Job) -> Small:
@@ -43,7 +49,7 @@ def narrow(fewer: float) -> Make:
         enough = compress.both(compress.fewer_macs(graph, 1 - 1 / fewer), compress.fewer_numbers(graph, 0.52))
         kept = compress.choose(graph, scores, enough, least=8, multiple=8)
         small = Small(compress.shrunk(run.model, kept), compress.remove(run.variables, kept))
-        variables, _ = job.tuned(compress.identity(), small)
+        variables, _ = job.tuned(compress.identity(), small, MUCH)
         return Small(small.model, variables, kept=kept)
 
     return make
@@ -56,7 +62,7 @@ def four_bits() -> compress.Compression:
 
 def aware(job: Job) -> Small:
     """Weights trained as what 4 bits will make of them."""
-    variables, _ = job.tuned(four_bits(), dense(job))
+    variables, _ = job.tuned(four_bits(), dense(job), LITTLE)
     return Small(job.run.model, variables)
 
 
@@ -74,7 +80,7 @@ def pruned(sparsity: float) -> Make:
 
     def make(job: Job) -> Small:
         compression = pruning(job, sparsity)
-        variables, state = job.tuned(compression, dense(job))
+        variables, state = job.tuned(compression, dense(job), MUCH)
         shown = compression.view(variables["params"], state)
         return Small(job.run.model, {**variables, "params": shown})
 
@@ -90,7 +96,7 @@ def low_rank(convolution: compress.Method, rule: ranks.Rule) -> Make:
         norm = compress.output_error(moments)
         parts = compress.factorized(rule, convolution=convolution, norm=norm)
         applied = Small(compress.applied(run.model), run.variables)
-        variables, state = job.tuned(compress.by_factors(parts), applied)
+        variables, state = job.tuned(compress.by_factors(parts), applied, MUCH)
         return Small(run.model, {**variables, "params": parts.pack(variables["params"], state)})
 
     return make

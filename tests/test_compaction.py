@@ -34,7 +34,7 @@ def run(directory):
 @pytest.fixture(scope="module")
 def making(run):
     """What recipes share is made once."""
-    return functools.cache(lambda make: make(compressions.Job(run, 0.5, 0.02)))
+    return functools.cache(lambda make: make(compressions.Job(run, 0.5)))
 
 
 def outputs(model, variables, run):
@@ -52,7 +52,7 @@ def test_what_is_shipped_is_what_was_made(recipe, run, making):
     """To rounding where nothing is rounded on purpose, and with few other answers where it is."""
     make, ship = compressions.RECIPES[recipe]
     small = making(make)
-    shipped = ship(compressions.Job(run, 0.5, 0.02), small)
+    shipped = ship(compressions.Job(run, 0.5), small)
     record = compaction.shipped(run, shipped, recipe)
     model, variables = compaction.load(run.directory / "compressed" / f"{recipe}.lepton")
     found = outputs(model, variables, run)
