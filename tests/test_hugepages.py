@@ -106,4 +106,4 @@ def test_what_is_large_then_lies_on_huge_pages(tmp_path):
     path: pathlib.Path = tmp_path / "faults.py"
     path.write_text(FAULTS)
     small, huge = (int(told(path, tunables=tunables)[1]) for tunables in ("", None))
-    assert small > 16_000 > 20 * huge
+    assert small > 16_000 > 2 * huge  # where memory lies in pieces, not all of it can be huge
