@@ -1,8 +1,8 @@
 """Memory in huge pages, for steps on CPUs.
 
 What a step computes on the way is one allocation of hundreds of megabytes, which XLA for CPUs takes from the C library
-anew at every step. In pages of 4 KB the kernel has to give it out a hundred thousand times, and the processor looks up
-as many (benchmarks.hugepages). glibc asks for pages of 2 MB, where the kernel leaves that to programs, if
+anew at every step. In pages of 4 KB the kernel has to give it out tens of thousands of times, and the processor looks
+up as many (benchmarks.hugepages). glibc asks for pages of 2 MB, where the kernel leaves that to programs, if
 `GLIBC_TUNABLES` says so when the process starts: nothing can ask for it later.
 """
 
