@@ -69,16 +69,17 @@ def compose(config: Config) -> "lp.recipe.Recipe":
     """Data, model, loss and update as the flags say."""
     lp.clients.require(config)
     dataset = lp.recipe.dataset(config, by=lp.federated.partition.field(config.partition))
+    source = lp.data.Resident(dataset.train) if config.resident else dataset.train
     network = lp.models.build(config.model, len(dataset.classes))
     scales = (0.5, 0.5) if config.private else lp.data.statistics(dataset.train)  # private ones are not measured
     model, criterion = lp.models.normalized(network, *scales), lp.cross_entropy(config.label_smoothing)
 
     def around(loss: "lp.types.Loss") -> "lp.types.Loss":
         loss, size = lp.computed(loss, config.precision), dataset.input_shape[0]
-        if not config.augment:
-            return loss
-        crop = lp.augment.random_crop(size, padding=size // 8)
-        return lp.augmented(loss, lp.augment.compose(crop, lp.augment.random_horizontal_flip()))
+        if config.augment:
+            crop = lp.augment.random_crop(size, padding=size // 8)
+            loss = lp.augmented(loss, lp.augment.compose(crop, lp.augment.random_horizontal_flip()))
+        return lp.resident(loss, source.inputs) if isinstance(source, lp.data.Resident) else loss
 
     def require(state: "lp.TrainState") -> None:
         if config.private and "model" in state.stats:
@@ -89,11 +90,11 @@ def compose(config: Config) -> "lp.recipe.Recipe":
 
     loss = around(lp.supervised(model, criterion))
     if config.algorithm == lp.rounds.CENTRALIZED:
-        stream = lp.data.Stream(dataset.train, config.batch_size, config.seed)
+        stream = lp.data.Stream(source, config.batch_size, config.seed)
         schedule, optimizer = lp.recipe.optimization(config, stream)
         step, stats = lp.recipe.step(config, loss, optimizer)
     else:
-        stream, algorithm = rounds(config, dataset)
+        stream, algorithm = rounds(config, source)
         rate = lp.federated.algorithms.rate(config.algorithm, config.server_learning_rate)
         schedule = lp.recipe.scheduled(replace(config, learning_rate=rate), stream)
         optimizer = algorithm.server(schedule)
@@ -109,13 +110,13 @@ def compose(config: Config) -> "lp.recipe.Recipe":
     return lp.recipe.Recipe("federated", *parts, require=require)
 
 
-def rounds(config: Config, dataset: "lp.data.Dataset") -> "tuple[lp.federated.Cohorts, Algorithm]":
+def rounds(config: Config, source: "lp.data.Source") -> "tuple[lp.federated.Cohorts, Algorithm]":
     """(the clients of all rounds, the algorithm).
 
     With privacy for whole clients there is noise on the sum of their clipped updates (DP-FedAvg, McMahan et al. 2018,
     https://arxiv.org/abs/1710.06963): here two wings meet.
     """
-    stream = lp.clients.cohorts(config, dataset)
+    stream = lp.clients.cohorts(config, source)
     plan = planned(config, stream)
     if plan is None:
         return stream, lp.clients.algorithm(config, stream.examples)
@@ -147,6 +148,8 @@ def job(config: Config) -> "lp.federation.Job":
     if config.algorithm == lp.rounds.CENTRALIZED or config.bitwise or config.private:
         problem = "a job between machines is of clients alone, in no virtual shards, and without a count of its privacy"
         raise lp.InputError(problem, "leave centralized, --bitwise, --epsilon and --client-noise out")
+    if config.resident:
+        raise lp.InputError("a job between machines has no inputs of all clients", "leave --resident out")
     recipe, algorithm = compose(replace(config, cohort=config.clients)), lp.clients.algorithm(config, config.clients)
     client = algorithm.trained(*lp.clients.local(config, recipe.around(lp.supervised(recipe.model, recipe.criterion))))
     step = lp.descend(algorithm.round(lp.federation.received), recipe.optimizer)

@@ -54,6 +54,7 @@ from .gradients import sharpness_aware as sharpness_aware
 from .losses import augmented as augmented
 from .losses import cross_entropy as cross_entropy
 from .losses import mixed as mixed
+from .losses import resident as resident
 from .losses import squared_error as squared_error
 from .losses import supervised as supervised
 from .losses import taught as taught

@@ -13,13 +13,13 @@ from lepton_jax.rounds import CENTRALIZED, Config
 from lepton_jax.types import GradFn, Loss
 
 
-def cohorts(config: Config, dataset: data.Dataset) -> Cohorts:
+def cohorts(config: Config, train: data.Source) -> Cohorts:
     """The rounds: who holds what, who is asked, and who answers. Raises InputError."""
-    held = parted(config, dataset.train)
+    held = parted(config, train)
     asked = federated.sampling.fixed_size(len(held), config.cohort, config.seed)
     answering = federated.Availability(config.dropout, config.deadline, quorum=config.quorum)
     local = (config.batch_size, config.local_epochs)
-    return Cohorts(dataset.train, held, asked, config.cohort, *local, config.seed, answering)
+    return Cohorts(train, held, asked, config.cohort, *local, config.seed, answering)
 
 
 def parted(config: Config, train: data.Source) -> partition.Partition:

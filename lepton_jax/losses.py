@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from lepton_jax import keys
 from lepton_jax.augment import batched
+from lepton_jax.errors import InputError
 from lepton_jax.types import Aux, Batch, Loss, Mean, Model, Params, Stats, Variables, View
 
 T = TypeVar("T")
@@ -76,6 +78,22 @@ def augmented(loss: Loss, augment: Callable[[Any, Array], Array]) -> Loss:
         return loss(params, stats, {**batch, "input": inputs}, key)
 
     return augmented_loss
+
+
+def resident(loss: Loss, inputs: Shaped[np.ndarray, "examples ..."]) -> Loss:
+    """The same loss of a batch without "input": that is looked up by "index" among `inputs`, on the device.
+
+    inputs: those of all examples, as `data.Resident` has them. They are a constant of the program, whole on every
+    device, so that a step waits for no copy of its batch. To be put outermost. Raises InputError for a batch without
+    "index".
+    """
+
+    def looked_up(params: Any, stats: Any, batch: Batch, key: Any) -> tuple[Mean, Aux]:
+        if "index" not in batch:
+            raise InputError("the batch does not say which examples it has", 'give it "index", as data.Stream does')
+        return loss(params, stats, {**batch, "input": jnp.asarray(inputs)[batch["index"]]}, key)
+
+    return looked_up
 
 
 def mixed(

@@ -50,6 +50,9 @@ class Config(config.Config):
     quorum: float = 0.0
     """The share of a cohort below which a round moves nothing."""
 
+    resident: bool = False
+    """Hold all inputs on every device, so that a round does not wait for the copying of its own."""
+
     @property
     def private(self) -> bool:
         """Whether privacy for whole clients is asked for."""

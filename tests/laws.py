@@ -86,6 +86,7 @@ TECHNIQUES = {
     "through": Technique(
         loss=lambda loss: lp.through(loss, lambda params: tree.scale(params, 0.5)), deterministic=False
     ),
+    "resident": Technique(loss=lambda loss: lp.resident(loss, digits().columns["input"])),
     "rematerialized": Technique(loss=lambda loss: lp.rematerialized(loss)),
     "scaled": Technique(gradient=lp.scaled, stats=lambda: {"loss_scale": lp.loss_scale()}),
     "sharp": Technique(around=lambda gradient: lp.sharpness_aware(gradient, 0.05), deterministic=False),

@@ -8,6 +8,7 @@ from lepton_jax.data.labeling import labels
 from lepton_jax.data.mapping import mapped
 from lepton_jax.data.mixing import Mixture, mixture
 from lepton_jax.data.owning import owned, owners
+from lepton_jax.data.resident import Resident
 from lepton_jax.data.sources import Arrays, Dataset, Source, as_source, gather
 from lepton_jax.data.splits import Subset, split
 from lepton_jax.data.stream import Batches, Stream, evaluation_batches
@@ -21,6 +22,7 @@ __all__ = [
     "Drawing",
     "Mixture",
     "NAMES",
+    "Resident",
     "Source",
     "Stream",
     "Subset",

@@ -5,6 +5,7 @@ all have the shape of the largest client's: what is not there has weight 0, and 
 computed one after the other.
 """
 
+import functools
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 
@@ -65,7 +66,7 @@ class Cohorts:
         """How cohorts are drawn of all clients."""
         return self.asked.drawing
 
-    @property
+    @functools.cached_property
     def local_steps(self) -> int:
         """The local steps of the largest client."""
         return self._steps(max(map(len, self.partition)))
