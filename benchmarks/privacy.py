@@ -2,18 +2,24 @@
 
     python -m benchmarks.privacy
     python -m benchmarks.privacy --accuracy-seeds 3
+    python -m benchmarks.privacy --opacus OPACUS/bin/python
 
 All programs compute the gradient of the 28x28 CNN for a batch of 256 and run in turn; the ratio is the median over the
-rounds. Memory is XLA's peak of temporaries, with the batch in 4 microbatches, beside the plain gradient of a whole one.
-The value is the worst ratio to its bar: 2.2 times the plain step's time for vmap and 2.0 for the others, each whole or
-in microbatches, whichever is faster; 1.2 times its memory; and, where it is measured, the points of accuracy lost to 3.
+rounds. So does Opacus, in a process of its own, where an interpreter with opacus and torch is given. Memory is XLA's
+peak of temporaries, with the batch in 4 microbatches, beside the plain gradient of a whole one. The value is the worst
+ratio to its bar: 2.2 times the plain step's time for vmap and 2.0 for the others, each whole or in microbatches,
+whichever is faster; 1.2 times its memory; the points of accuracy lost to 3, where they are measured; and on a GPU the
+fastest engine's time to the faster of Opacus's.
 """
 
+import contextlib
+import functools
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +31,9 @@ BATCH, MICROBATCHES = 256, 4
 TIME = {"vmapped": 2.2, "two pass": 2.0, "ghost": 2.0}  # times the plain gradient's
 MEMORY = 1.2  # times the plain gradient's
 POINTS = 3.0  # of accuracy on digits, at epsilon 3
+CLIPPING = {"opacus": "opacus", "opacus, ghost": "opacus, ghost"}  # row: gradient of benchmarks.opacused
+PEERS = {"torch, plain": "plain", **CLIPPING}
+REMEDY = "give an interpreter with opacus and torch, or leave it out"
 
 
 def engines() -> dict[str, Any]:
@@ -55,26 +64,60 @@ def programs() -> tuple[dict[str, Any], tuple[Any, Any]]:
     return {name: compiled(gradient) for name, gradient in gradients.items()}, (params, batch)
 
 
-def costs(rounds: int) -> tuple[list[list[Any]], list[float]]:
+@contextlib.contextmanager
+def beside(interpreter: str | None) -> Iterator[dict[str, Callable[[], None]]]:
+    """Opacus's gradients by the names of their rows, while its process runs; none without an interpreter."""
+    if interpreter is None:
+        yield {}
+        return
+    command = [interpreter, "-c", "import opacused; opacused.main()", str(BATCH)]
+    with tempfile.TemporaryFile("w+") as said:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said, "text": True}
+        try:
+            process = subprocess.Popen(command, cwd=pathlib.Path(__file__).parent, **pipes)
+        except OSError as error:
+            raise lp.InputError(f"--opacus {interpreter} does not run: {error.strerror}", REMEDY) from error
+
+        def run(name: str) -> None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                print(name, file=process.stdin, flush=True)
+            if not process.stdout.readline():
+                said.seek(0)
+                last = (said.read().strip().splitlines() or ["no word"])[-1]
+                raise lp.InputError(f"--opacus {interpreter} failed: {last}", REMEDY)
+
+        try:
+            yield {row: functools.partial(run, name) for row, name in PEERS.items()}
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def costs(rounds: int, interpreter: str | None) -> tuple[list[list[Any]], list[float]]:
     """(rows of the table, each figure over its bar)."""
     import jax
 
     made, arguments = programs()
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         name: (lambda program=program: jax.block_until_ready(program(*arguments))) for name, program in made.items()
     }
-    seconds = record.interleaved(runs, rounds)
+    with beside(interpreter) as peers:
+        seconds = record.interleaved(runs | peers, rounds)
     memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in made.items()}
-    rows, ratios, shares = [], {}, {}
-    for name in made:
-        ratios[name], quartiles = record.spread(seconds[name] / seconds["plain"])
-        shares[name] = memory[name] / memory["plain"]
-        times = [float(np.median(seconds[name])) * 1e3, ratios[name], quartiles]
-        rows.append([name, *times, memory[name] / 2**20, shares[name]])
+    shares = {name: size / memory["plain"] for name, size in memory.items()}
+    rows, ratios = [], {}
+    for name, times in seconds.items():
+        ratios[name], quartiles = record.spread(times / seconds["plain"])
+        sizes = [memory[name] / 2**20, shares[name]] if name in made else ["", ""]
+        rows.append([name, float(np.median(times)) * 1e3, ratios[name], quartiles, *sizes])
     over = []
     for engine in engines():
         in_parts = f"{engine}, {MICROBATCHES} parts"
         over += [min(ratios[engine], ratios[in_parts]) / TIME[engine], shares[in_parts] / MEMORY]
+    if peers and jax.default_backend() != "cpu":
+        over.append(min(ratios[name] for name in made if name != "plain") / min(ratios[name] for name in CLIPPING))
     return rows, over
 
 
@@ -93,14 +136,15 @@ def accuracy(seeds: int) -> tuple[list[list[Any]], list[float]]:
     return rows, [float(np.mean(over))] if over else []
 
 
-def main(rounds: int = 15, accuracy_seeds: int = 0) -> None:
+def main(rounds: int = 15, accuracy_seeds: int = 0, opacus: str | None = None) -> None:
     """Measure what privacy costs.
 
     Args:
         rounds: Runs of every program; the figures are medians.
         accuracy_seeds: Runs of experiments.private on digits; their rows have the accuracy with privacy and without.
+        opacus: An interpreter with opacus and torch, to be measured beside.
     """
-    rows, over = costs(rounds)
+    rows, over = costs(rounds, opacus)
     more, lost = accuracy(accuracy_seeds)
     head = ["gradient", "ms", "ratio", "quartiles", "temporaries, MiB", "ratio"]
     worst = max(over + lost)

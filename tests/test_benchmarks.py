@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import lepton_jax as lp
-from benchmarks import collectives, compress, record
+from benchmarks import collectives, compress, privacy, record
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +120,30 @@ def test_functions_are_timed_in_turn():
     seconds = record.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
     assert calls == ["a", "b"] * 4
     assert all(values.shape == (3,) and np.all(values >= 0) for values in seconds.values())
+
+
+def interpreter(directory, body: str) -> str:
+    """A program that is started as Opacus's interpreter would be."""
+    path = directory / "python"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_peer_answers_for_each_gradient(tmp_path):
+    log = tmp_path / "asked"
+    with privacy.beside(interpreter(tmp_path, f"while read -r line; do echo $line >> {log}; echo done; done")) as peers:
+        for run in peers.values():
+            run()
+    assert log.read_text().splitlines() == ["plain", "opacus", "opacus, ghost"]
+
+
+def test_a_peer_that_cannot_run_says_why(tmp_path):
+    with privacy.beside(None) as peers:
+        assert peers == {}
+    with pytest.raises(lp.InputError, match="no such thing"):
+        with privacy.beside(interpreter(tmp_path, "echo no such thing >&2")) as peers:
+            peers["opacus"]()
+    with pytest.raises(lp.InputError, match="No such file"):
+        with privacy.beside(str(tmp_path / "absent")):
+            pass
