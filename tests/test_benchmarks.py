@@ -141,8 +141,8 @@ def test_a_peer_answers_for_each_gradient(tmp_path):
 def test_a_peer_that_cannot_run_says_why(tmp_path):
     with privacy.beside(None) as peers:
         assert peers == {}
-    with privacy.beside(interpreter(tmp_path, "echo no such thing >&2")) as peers:
-        with pytest.raises(lp.InputError, match="no such thing"):
-            peers["opacus"]()
+    failing = interpreter(tmp_path, "echo no such thing >&2")
+    with privacy.beside(failing) as peers, pytest.raises(lp.InputError, match="no such thing"):
+        peers["opacus"]()
     with pytest.raises(lp.InputError, match="No such file"), privacy.beside(str(tmp_path / "absent")):
         pass
