@@ -44,7 +44,7 @@ TRANSFORMS["compose with a policy"] = augment.compose(
     TRANSFORMS["random_horizontal_flip"], TRANSFORMS["trivialaugment"], TRANSFORMS["random_crop"]
 )
 each = pytest.mark.parametrize("transform", list(TRANSFORMS.values()), ids=list(TRANSFORMS))
-dtypes = pytest.mark.parametrize("dtype", ["uint8", "float32"])
+dtypes = pytest.mark.parametrize("dtype", ["uint8", pytest.param("float32", marks=pytest.mark.long)])
 
 
 def pictures(count=8, shape=(12, 14, 3), dtype="uint8", seed=0):

@@ -189,7 +189,9 @@ def test_masks_boxes_and_points_stay():
 
 
 @each
-@pytest.mark.parametrize("images", [LEVELS, FLOATS], ids=["uint8", "float32"])
+@pytest.mark.parametrize(
+    "images", [pytest.param(LEVELS, id="uint8"), pytest.param(FLOATS, id="float32", marks=pytest.mark.long)]
+)
 def test_the_same_bits_alone_in_parts_and_on_a_mesh(transform, images):
     if transform is TRANSFORMS["random_solarize"] and images.dtype == np.uint8:
         images = images // 2

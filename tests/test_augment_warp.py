@@ -199,7 +199,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("transform", list(TRANSFORMS.values()), ids=list(TRANSFORMS))
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", pytest.param("float32", marks=pytest.mark.long)])
 def test_the_same_bits_for_every_batch_and_mesh(transform, dtype):
     levels = np.random.default_rng(0).integers(0, 256, (16, 13, 14, 3))
     images = jnp.asarray(levels if dtype == "uint8" else levels / 255, dtype)

@@ -47,7 +47,13 @@ def test_a_finished_run_is_what_its_result_says(run, directory):
     assert compaction.scorer(run)(run.model, run.variables) == record["metrics"]["test/accuracy"]
 
 
-@pytest.mark.parametrize("recipe", sorted(compressions.RECIPES))
+# the same as another recipe but for a number, or a part of another
+LONG = {"channels3x", "compose3x", "lowrank-svd", "prune80", "prune90", "w4-w8"}
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(x, marks=pytest.mark.long if x in LONG else ()) for x in sorted(compressions.RECIPES)]
+)
 def test_what_is_shipped_is_what_was_made(recipe, run, making):
     """To rounding where nothing is rounded on purpose, and with few other answers where it is."""
     make, ship = compressions.RECIPES[recipe]

@@ -14,9 +14,9 @@ NAMES = ("mlp", "resnet", "dropout")
 # what of each model goes through law 3 on which meshes in the short form; transformers draw at random inside
 LAW_3 = {
     "mlp": ("all", MESHES),
-    "stacked": ("accumulate", MESHES),
+    "stacked": ("accumulate", ("4x2", *MESHES[5:])),
     "vit": ("accumulate", ("4x2", "sequence=4,data=2")),
-    "resnet": ("all", MESHES[1:2] + MESHES[4:]),
+    "resnet": ("all", ("4x2", *MESHES[4:6])),
     "dropout": ("all", ("4x2", "data=2,fsdp=2,model=2")),
 }
 
@@ -134,7 +134,9 @@ def test_law_3_bit_for_bit_of_attention(models):
         jax.tree.map(np.testing.assert_array_equal, run, alone)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet", "dropout", "smooth", pytest.param("vit", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet", "dropout", *(pytest.param(x, marks=pytest.mark.long) for x in ("smooth", "vit"))]
+)
 def test_law_3_bit_for_bit_in_virtual_shards(models, name):
     """Losses, parameters, optimizer, statistics and average, in float32, behind kinks too."""
     row = laws.TECHNIQUES["all"]
