@@ -49,9 +49,8 @@ class Config(config.Config):
     """When a round closes, in local steps of the median client; who is slower does not count."""
     quorum: float = 0.0
     """The share of a cohort below which a round moves nothing."""
-
     resident: bool = False
-    """Hold all inputs on every device, so that a round does not wait for the copying of its own."""
+    """Hold all inputs on every device, at most 256 MiB, so that a round does not wait for the copying of its own."""
 
     @property
     def private(self) -> bool:

@@ -20,7 +20,9 @@ class Resident(View):
         size = len(source) * gather(source, [0])["input"].nbytes
         if size > RESIDENT_BYTES:
             problem = f"inputs of {size / 2**20:.0f} MiB are too many to be held on every device"
-            raise InputError(problem, f"hold at most {RESIDENT_BYTES // 2**20} MiB, or let batches carry them")
+            raise InputError(
+                problem, f"at most {RESIDENT_BYTES // 2**20} MiB are; let batches carry them, without --resident"
+            )
         self.source = source
         self.columns = gather(source, np.arange(len(source)))
         self.inputs = self.columns.pop("input")
