@@ -1,5 +1,6 @@
 """Eight simulated devices, warnings as errors, shapes checked at run time: strict from the first test on."""
 
+import gc
 import os
 import tempfile
 
@@ -21,6 +22,8 @@ _hook = install_import_hook("lepton_jax", "tests.checker.check")
 _hook.__enter__()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# tracing leaves millions of objects that live on, and to look through them so often takes a fifteenth of the time
+gc.set_threshold(50_000, 20, 10)
 
 
 def pytest_addoption(parser):
