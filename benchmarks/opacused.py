@@ -1,7 +1,8 @@
 """The clipped gradients of benchmarks.privacy in Opacus, one for each line on standard input that names it.
 
 Run by an interpreter that has opacus and torch, not by hand. Nothing of Lepton is here. Each answers with a line when
-it is done: "plain", "opacus" (gradients of every example, then clipped) and "opacus, ghost" (fast gradient clipping).
+it is done: "torch, plain", "opacus" (gradients of every example, then clipped) and "opacus, ghost" (fast gradient
+clipping).
 """
 
 # pyright: reportMissingImports=false
@@ -55,7 +56,7 @@ def gradients(batch: int) -> dict[str, Callable[[], Any]]:
         fast.zero_grad()
         twice(ghost(images), labels).backward()
 
-    return {"plain": of_all, "opacus": of_each, "opacus, ghost": of_norms}
+    return {"torch, plain": of_all, "opacus": of_each, "opacus, ghost": of_norms}
 
 
 def main() -> None:

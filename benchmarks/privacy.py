@@ -31,8 +31,8 @@ BATCH, MICROBATCHES = 256, 4
 TIME = {"vmapped": 2.2, "two pass": 2.0, "ghost": 2.0}  # times the plain gradient's
 MEMORY = 1.2  # times the plain gradient's
 POINTS = 3.0  # of accuracy on digits, at epsilon 3
-CLIPPING = {"opacus": "opacus", "opacus, ghost": "opacus, ghost"}  # row: gradient of benchmarks.opacused
-PEERS = {"torch, plain": "plain", **CLIPPING}
+CLIPPING = ("opacus", "opacus, ghost")  # of benchmarks.opacused
+PEERS = ("torch, plain", *CLIPPING)
 REMEDY = "give an interpreter with opacus and torch, or leave it out"
 
 
@@ -66,7 +66,7 @@ def programs() -> tuple[dict[str, Any], tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def beside(interpreter: str | None) -> Iterator[dict[str, Callable[[], None]]]:
-    """Opacus's gradients by the names of their rows, while its process runs; none without an interpreter."""
+    """Opacus's gradients by their names, while its process runs; none without an interpreter."""
     if interpreter is None:
         yield {}
         return
@@ -89,7 +89,7 @@ def beside(interpreter: str | None) -> Iterator[dict[str, Callable[[], None]]]:
                 raise lp.InputError(f"--opacus {interpreter} failed: {last}", REMEDY)
 
         try:
-            yield {row: functools.partial(run, name) for row, name in PEERS.items()}
+            yield {name: functools.partial(run, name) for name in PEERS}
         finally:
             process.kill()
             process.communicate()

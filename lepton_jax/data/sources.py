@@ -54,14 +54,32 @@ class Dataset(NamedTuple):
         return tuple(path for source in self.splits.values() for path in getattr(source, "bad", ()))
 
 
-class Arrays:
+class Columns:
+    """Columns in memory, in canonical types, whose leading axis is the examples."""
+
+    in_memory = True
+    columns: dict[str, np.ndarray]
+    bad: tuple[str, ...] = ()
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {name: column[i] for name, column in self.columns.items()}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices`, in that order."""
+        return {name: column.take(indices, axis=0) for name, column in self.columns.items()}
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples, where there are any."""
+        return self.columns.get("label")
+
+
+class Arrays(Columns):
     """A source in memory: a dict of arrays whose leading axis is the examples, and which must have "input".
 
     64-bit columns become 32-bit ones, labels int32, weights float32. Raises InputError for columns of
     different lengths and for columns that are not numbers.
     """
-
-    in_memory = True
 
     def __init__(self, columns: Mapping[str, Any], bad: tuple[str, ...] = ()):
         self.columns = {name: canonical(name, column) for name, column in columns.items()}
@@ -78,18 +96,6 @@ class Arrays:
 
     def __len__(self) -> int:
         return len(self.columns["input"])
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {name: column[i] for name, column in self.columns.items()}
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices`, in that order."""
-        return {name: column.take(indices, axis=0) for name, column in self.columns.items()}
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """The labels of all examples, where there are any."""
-        return self.columns.get("label")
 
 
 def canonical(name: str, column: Any) -> np.ndarray:
@@ -116,7 +122,7 @@ def gather(source: Source, indices: Sequence[int] | np.ndarray) -> dict[str, np.
     Uses the source's own `gather` where it has one. Raises InputError where examples differ in shape.
     """
     indices = np.asarray(indices)
-    if isinstance(source, Arrays):
+    if isinstance(source, Columns):
         return source.gather(indices)  # in canonical types from the start
     together = getattr(source, "gather", None)
     if together is not None:

@@ -35,8 +35,8 @@ def shapes(composed: Recipe, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         raise InputError(
             problem, "plan the same model on all data: --algorithm centralized; or give --mesh and all else"
         )
-    sources = composed.dataset.train, composed.stream.source  # the second may add weights, or leave inputs out
-    one = {**data.gather(sources[0], [0]), **data.gather(sources[1], [0]), "index": np.zeros(1, np.int32)}
+    drawn = data.gather(composed.stream.source, [0])  # perhaps with weights, perhaps without inputs
+    one = {**data.gather(composed.dataset.train, [0]), **drawn, "index": np.zeros(1, np.int32)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *column.shape[1:]), column.dtype) for name, column in one.items()
     }
